@@ -1,0 +1,1 @@
+../../src/rocline/__init__.pyi

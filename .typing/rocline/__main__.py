@@ -1,0 +1,1 @@
+../../src/rocline/__main__.py

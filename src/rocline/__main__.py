@@ -1,0 +1,3 @@
+from rocline.cli import main
+
+main()
