@@ -1,0 +1,157 @@
+"""Checks what is fed to a model before ONNX Runtime sees it, and says all that is wrong in one line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rocline.errors import InputError
+from rocline.runtime.manifest import TensorSpec
+from rocline.runtime.onnx_file import ANY_RANK, UNKNOWN
+
+
+class InputCheck:
+    """The checks of one model's inputs, prepared once so that a run costs a few comparisons.
+
+    Args:
+        inputs: what the model asks for.
+        optional: inputs that have a default in the model.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], optional: Sequence[TensorSpec] = ()) -> None:
+        self._specs = {spec.name: spec for spec in (*inputs, *optional)}
+        self._required = tuple(spec.name for spec in inputs)
+        plans = {name: _plan(spec) for name, spec in self._specs.items()}
+        self._plans = {name: plan for name, plan in plans.items() if plan is not None}
+
+    def __call__(self, feeds: Mapping[str, Any]) -> None:
+        """Checks names, dtypes, ranks, fixed dimensions, and that a symbol has one size in all inputs.
+
+        Raises:
+            InputError: one line with every problem.
+        """
+        sizes: dict[str, int] = {}
+        names = self._specs
+        if len(feeds) < len(self._required):
+            raise InputError(self._explain(feeds))
+        found = 0
+        for name, array in feeds.items():
+            if name not in names:
+                raise InputError(self._explain(feeds))
+            plan = self._plans.get(name)
+            if plan is not None:
+                dtype, rank, fixed, symbols = plan
+                exact = array.__class__ is np.ndarray and array.dtype is dtype
+                # Rarer, and as good: a subclass of ndarray, an equal dtype that is another object, any kind of string.
+                if not exact and not (isinstance(array, np.ndarray) and _same_dtype(array.dtype, dtype)):
+                    raise InputError(self._explain(feeds))
+                shape = array.shape
+                if len(shape) != rank and rank is not None:
+                    raise InputError(self._explain(feeds))
+                for axis, size in fixed:
+                    if shape[axis] != size:
+                        raise InputError(self._explain(feeds))
+                for axis, symbol in symbols:
+                    if sizes.setdefault(symbol, shape[axis]) != shape[axis]:
+                        raise InputError(self._explain(feeds))
+            found += 1
+        if len(self._specs) != found and any(name not in feeds for name in self._required):
+            raise InputError(self._explain(feeds))
+
+    def _explain(self, feeds: Mapping[str, Any]) -> str:
+        problems = [f"input '{name}': missing, expected {_describe(self._specs[name])}" for name in self._required
+                    if name not in feeds]  # fmt: skip
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, array in feeds.items():
+            spec = self._specs.get(name)
+            if spec is None:
+                problems.append(f"input '{name}': unknown, the model takes {', '.join(self._specs)}")
+                continue
+            plan = self._plans.get(name)
+            if plan is None:
+                continue
+            dtype, rank, _, _ = plan
+            if not isinstance(array, np.ndarray):
+                problems.append(f"input '{name}': {type(array).__name__}, expected a NumPy array {_describe(spec)}")
+                continue
+            if not _same_dtype(array.dtype, dtype):
+                problems.append(f"input '{name}': dtype {array.dtype}, expected {spec.dtype}")
+            if rank is None:
+                continue
+            if array.ndim != rank:
+                problems.append(f"input '{name}': shape {array.shape}, expected {rank} dimensions {_shape(spec.shape)}")
+                continue
+            problem = _shape_problem(name, array.shape, spec.shape, sizes)
+            if problem:
+                problems.append(problem)
+        return "; ".join(problems)
+
+
+_Plan = tuple[np.dtype[Any], int | None, tuple[tuple[int, int], ...], tuple[tuple[int, str], ...]]
+
+
+def _plan(spec: TensorSpec) -> _Plan | None:
+    """Returns dtype, rank, fixed axes and symbolic axes; None for what is no tensor, which ONNX Runtime checks."""
+    dtype = numpy_dtype(spec.dtype)
+    if dtype is None:
+        return None
+    if spec.shape == ANY_RANK:
+        return dtype, None, (), ()
+    fixed = tuple((axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int))
+    symbols = tuple((axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, str) and size != UNKNOWN)
+    return dtype, len(spec.shape), fixed, symbols
+
+
+def numpy_dtype(name: str) -> np.dtype[Any] | None:
+    """Returns the NumPy dtype for a `TensorSpec`'s dtype name, or None if it is none of a tensor's.
+
+    ``bfloat16`` is ml_dtypes' (a package that onnx brings), since NumPy has none; ``string`` is ``object``.
+    """
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    if name == "string":
+        return np.dtype(object)
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return None
+
+
+def _same_dtype(dtype: np.dtype[Any], expected: np.dtype[Any]) -> bool:
+    if expected.kind == "O":
+        return dtype.kind in "OU"
+    return dtype == expected
+
+
+def _shape_problem(
+    name: str, shape: tuple[int, ...], wanted: tuple[int | str, ...], sizes: dict[str, tuple[int, str]]
+) -> str | None:
+    """Compares one shape; ``sizes`` holds what each symbol stands for so far, and which input said so."""
+    expected: list[int | str] = []
+    others: list[str] = []
+    fits = True
+    for size, want in zip(shape, wanted, strict=True):
+        if isinstance(want, int):
+            expected.append(want)
+            fits = fits and size == want
+            continue
+        known, other = sizes.setdefault(want, (size, name)) if want != UNKNOWN else (size, name)
+        expected.append(want if other == name and known == size else known)
+        if known != size:
+            fits = False
+            others.append(other)
+    if fits:
+        return None
+    match = "".join(f" to match '{other}'" for other in dict.fromkeys(others) if other != name)
+    return f"input '{name}': shape {shape}, expected {_shape(expected)}{match}"
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.dtype} {_shape(spec.shape)}"

@@ -1,0 +1,104 @@
+"""Session options: one flat mapping of typed values, checked before ONNX Runtime sees them.
+
+`SESSION_OPTIONS` are rocline's own; every other key belongs to a provider (`rocline.runtime.providers`).
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rocline.errors import InputError
+from rocline.runtime.providers import PROVIDERS, OptionType, Provider
+
+SESSION_OPTIONS: Mapping[str, OptionType] = {
+    "threads": int,
+    "memory_arena": bool,
+    "graph_optimization": ("disable", "basic", "extended", "all"),
+}
+"""Threads inside one operator (0: as many as there are cores); ONNX Runtime's CPU memory arena; graph optimisation."""
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclass
+class Options:
+    """Checked options.
+
+    Attributes:
+        session: values of `SESSION_OPTIONS` that were given.
+        providers: by provider name, the options as the strings that ONNX Runtime takes.
+    """
+
+    session: dict[str, Any] = field(default_factory=dict)
+    providers: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def check(options: Mapping[str, Any] | None, requested: Iterable[Provider], device_id: int) -> Options:
+    """Sorts ``options`` by who takes them and checks each one's type.
+
+    An option that several of the requested providers take goes to each of them.
+
+    Raises:
+        InputError: an option is unknown to the session and to the requested providers, or has a wrong type or value.
+    """
+    if isinstance(device_id, bool) or not isinstance(device_id, int) or device_id < 0:
+        raise InputError(f"device_id: {device_id!r}, expected a whole number from 0")
+    requested = tuple(requested)
+    checked = Options()
+    for provider in requested:
+        # A provider with a device takes its number by this key.
+        checked.providers[provider.name] = {"device_id": str(device_id)} if provider.vendor else {}
+    for name, value in (options or {}).items():
+        if name in SESSION_OPTIONS:
+            _check_value(name, value, SESSION_OPTIONS[name])
+            checked.session[name] = value
+            continue
+        takers = [provider for provider in requested if name in provider.options]
+        if not takers:
+            raise InputError(_unknown(name, requested))
+        for provider in takers:
+            _check_value(name, value, provider.options[name])
+            checked.providers[provider.name][name] = str(int(value)) if isinstance(value, bool) else str(value)
+    return checked
+
+
+def parse(name: str, text: str) -> Any:
+    """Turns an option's text, as the command line has it, into the value that the option takes.
+
+    Raises:
+        InputError: no provider has the option, or the text is no such value.
+    """
+    tables = [SESSION_OPTIONS, *(provider.options for provider in PROVIDERS.values())]
+    kind = next((table[name] for table in tables if name in table), None)
+    if kind is None:
+        raise InputError(_unknown(name, PROVIDERS.values()))
+    if kind is bool and text.lower() in (*_TRUE, *_FALSE):
+        return text.lower() in _TRUE
+    value = int(text) if kind is int and text.isascii() and text.isdecimal() else text
+    _check_value(name, value, kind)
+    return value
+
+
+def _check_value(name: str, value: Any, kind: OptionType) -> None:
+    if isinstance(kind, tuple):
+        fits, expected = value in kind, f"one of {', '.join(kind)}"
+    elif kind is int:
+        fits, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number from 0"
+    else:
+        fits, expected = isinstance(value, kind), "true or false" if kind is bool else "text"
+    if not fits:
+        raise InputError(f"option '{name}': {value!r}, expected {expected}")
+
+
+def _unknown(name: str, providers: Iterable[Provider]) -> str:
+    if name == "device_id":
+        return "option 'device_id': give it as the session's own argument (device_id=, --device-id)"
+    others = [row.name for row in PROVIDERS.values() if name in row.options]
+    if others:
+        asked = ", ".join(provider.name for provider in providers)
+        return f"option '{name}': belongs to {' and '.join(others)}, but the session asks for {asked}"
+    known = [*SESSION_OPTIONS, *(key for provider in providers for key in provider.options)]
+    near = difflib.get_close_matches(name, known, 1)
+    names = ", ".join(dict.fromkeys(known))
+    return f"option '{name}': unknown" + (f", did you mean '{near[0]}'?" if near else f", expected one of {names}")

@@ -1,0 +1,85 @@
+"""ONNX Runtime's own lines: kept off the terminal, read where they hold a fact, passed on to the logger on request.
+
+ONNX Runtime writes its log to file descriptor 2 and offers no hook in Python.
+"""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGER = logging.getLogger("rocline")
+
+VERBOSE, WARNING, ERROR, FATAL = 0, 2, 3, 4
+"""ONNX Runtime's severities."""
+
+_LINE = re.compile(r"(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\d [\d:.]+ \[([VIWEF]):onnxruntime:[^\]]*\] ?(.*)")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_SOURCE = re.compile(r"\S+\.(?:cc|cpp|h|hpp|cu):\d+ ")
+_descriptor = threading.Lock()
+
+
+@contextmanager
+def captured() -> Iterator[list[str]]:
+    """Collects what ONNX Runtime logs inside the block; the list is filled when the block ends.
+
+    Each entry is one message without time and place. What anything else writes to stderr meanwhile is passed on when
+    the block ends. One block at a time: other threads wait for it.
+    """
+    messages: list[str] = []
+    with _descriptor, tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield messages
+            finally:
+                sys.stderr.flush()
+                os.dup2(saved, 2)
+        finally:
+            os.close(saved)
+            file.seek(0)
+            ours, others = _split(file.read().decode("utf-8", "replace"))
+            messages.extend(ours)
+            if others:
+                os.write(2, others.encode())
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    messages, others = [], []
+    for line in text.splitlines(keepends=True):
+        match = _LINE.match(line)
+        if match:
+            message = _COLOUR.sub("", match[2])
+            LOGGER.debug("onnxruntime: %s", message)
+            messages.append(message)
+        elif _COLOUR.sub("", line).strip():
+            others.append(line)
+    return messages, "".join(others)
+
+
+def essence(error: Exception | str) -> str:
+    """Returns the one line of an ONNX Runtime error that says what is wrong, without codes and source places."""
+    text = str(error).strip().splitlines()
+    line = " ".join(part.strip() for part in text if part.strip())
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    while match := _SOURCE.search(line):
+        line = line[: match.start()] + _after_signature(line[match.end() :], whole=match[0].startswith("/"))
+    return line.strip()
+
+
+def _after_signature(text: str, whole: bool) -> str:
+    """Drops the function that follows a source place: its name, or (``whole``) its signature in full."""
+    if not whole:
+        return text.partition(" ")[2]
+    depth = 0
+    for index, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if char == ")" and depth == 0:
+            return re.sub(r"^\s*const\b", "", text[index + 1 :]).lstrip()
+    return text

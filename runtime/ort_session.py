@@ -1,0 +1,163 @@
+"""Creates ONNX Runtime sessions: quietly, with custom operators, and with errors of one line."""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rocline.errors import ModelError, RoclineError
+from rocline.runtime import onnx_file, ort_log
+from rocline.runtime.options import Options
+from rocline.runtime.ort_log import essence
+from rocline.runtime.providers import CPU, Provider
+
+CUSTOM_OP_DOMAIN = "rocline"
+
+_LEVELS = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_PLACED_ALL = re.compile(r"\s*All nodes placed on \[(\w+)\]\. Number of nodes: (\d+)")
+_PLACED_SOME = re.compile(r"\s*Node\(s\) placed on \[(\w+)\]\. Number of nodes: (\d+)")
+_PLACED_NODE = re.compile(r"\s+(\S+) \(.*\)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a session is made of, so that it can be made again.
+
+    Attributes:
+        path: the ONNX file.
+        outline: what it says of itself.
+        options: checked options.
+        widen: whether bfloat16 is turned into float32 first.
+    """
+
+    path: Path
+    outline: onnx_file.OnnxFile
+    options: Options
+    widen: bool
+
+    def create(
+        self, providers: Sequence[Provider], *, severity: int = ort_log.FATAL, optimized: Path | None = None
+    ) -> tuple[Any, list[str]]:
+        """Creates a session.
+
+        Args:
+            providers: those whose probe passed, in order.
+            severity: what ONNX Runtime logs.
+            optimized: where to save the optimised graph, without its weights.
+
+        Returns:
+            The onnxruntime.InferenceSession, and what was logged; nothing if only the CPU was asked.
+
+        Raises:
+            ModelError: this onnxruntime does not load the model.
+            RoclineError: the custom operators that the model needs cannot be loaded.
+        """
+        import onnxruntime
+
+        config = onnxruntime.SessionOptions()
+        config.log_severity_level = severity
+        session_options = self.options.session
+        config.intra_op_num_threads = session_options.get("threads", 0)
+        config.enable_cpu_mem_arena = session_options.get("memory_arena", True)
+        level = _LEVELS[session_options.get("graph_optimization", "all")]
+        config.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        if optimized is not None:
+            _save_graph_only(config, optimized)
+        if CUSTOM_OP_DOMAIN in self.outline.opsets:
+            self._register_custom_ops(config)
+        model: str | bytes = str(self.path)
+        if self.widen:
+            from rocline.runtime.widen import load_widened
+
+            model = load_widened(self.path)
+        chosen = [(row.ort_name, self.options.providers.get(row.name, {})) for row in providers]
+        # A provider library writes to stderr whatever severity the session has; the CPU provider is built in.
+        quiet = severity == ort_log.FATAL and all(row is CPU for row in providers)
+        capture: AbstractContextManager[list[str]] = nullcontext([]) if quiet else ort_log.captured()
+        try:
+            with capture as log:
+                session = onnxruntime.InferenceSession(model, config, providers=chosen)
+        except Exception as error:
+            raise ModelError(f"{self.path}: {_load_problem(essence(error), onnxruntime.__version__)}") from error
+        return session, log
+
+    def placement(self, providers: Sequence[Provider]) -> dict[str, dict[str, int]]:
+        """Returns node counts by provider and operator, most frequent first, from the log of another session.
+
+        Where one provider has every node, the log does not list them: they are counted in the optimised graph, which
+        that session also saves.
+        """
+        with tempfile.TemporaryDirectory(prefix="rocline-") as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            _, log = self.create(providers, severity=ort_log.VERBOSE, optimized=optimized)
+            for line in log:
+                whole = _PLACED_ALL.fullmatch(line)
+                if whole:
+                    return {whole[1]: _by_type(onnx_file.read(optimized).operators)}
+        return _listed_nodes(log)
+
+    def widened(self) -> "Plan":
+        """Returns the same plan with bfloat16 turned into float32."""
+        return replace(self, widen=True)
+
+    def _register_custom_ops(self, config: Any) -> None:
+        from rocline.custom_ops import library_path
+
+        try:
+            config.register_custom_ops_library(str(library_path()))
+        except Exception as error:
+            raise RoclineError(f"{self.path}: needs rocline's custom operators: {essence(error)}") from error
+
+
+def _save_graph_only(config: Any, path: Path) -> None:
+    config.optimized_model_filepath = str(path)
+    # ONNX Runtime writes the weights through this link, and then removes the link.
+    (path.parent / "weights").symlink_to("/dev/null")
+    config.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    config.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
+
+
+def _by_type(operators: Counter[str]) -> dict[str, int]:
+    """Drops the domains, which the log does not have either."""
+    counts: Counter[str] = Counter()
+    for name, count in operators.items():
+        counts[name.rpartition("::")[2]] += count
+    return dict(counts.most_common())
+
+
+def _listed_nodes(log: Sequence[str]) -> dict[str, dict[str, int]]:
+    placement: dict[str, Counter[str]] = {}
+    left, current = 0, Counter[str]()
+    for line in log:
+        header = _PLACED_SOME.fullmatch(line)
+        if header:
+            left, current = int(header[2]), placement.setdefault(header[1], Counter())
+            continue
+        node = _PLACED_NODE.fullmatch(line) if left else None
+        if node:
+            current[node[1]] += 1
+            left -= 1
+    return {provider: dict(counts.most_common()) for provider, counts in placement.items()}
+
+
+def _load_problem(message: str, version: str) -> str:
+    """Says in few words what ONNX Runtime says at length."""
+    ir = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", message)
+    if ir:
+        return f"IR version {ir[1]}, onnxruntime {version} loads up to {ir[2]}: export the model again with rocline"
+    opset = re.search(r"Opset (\d+) is under development.*support for domain (\S+) is till opset (\d+)", message)
+    if opset:
+        return (
+            f"opset {opset[1]} of {opset[2]}, onnxruntime {version} loads up to {opset[3]}: "
+            "export the model again with rocline"
+        )
+    return f"onnxruntime {version} cannot load it: {message}"
