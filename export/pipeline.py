@@ -1,0 +1,203 @@
+"""From a source to a model folder: resolve, load, trace, hold to the target, optimise, convert, compare, describe."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import distributions, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+from rocline.errors import ExportError
+from rocline.export import graph_files, sources, staging, targets, tasks
+from rocline.export.sources import Checkpoint
+from rocline.runtime.manifest import Manifest, Parity, Source, hash_files
+
+# The largest difference to PyTorch in fp32 that an export accepts; a recipe or the caller may set another.
+PARITY_BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1}
+CACHES = ("growing",)
+_TOOLS = ("rocline", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "gguf")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the caller asked for, checked."""
+
+    checkpoint: Checkpoint
+    task: str | None
+    dtype: str
+    target: targets.Target
+    cache: str
+    external_data: bool
+    trust_remote_code: bool
+    opset: int | None
+    bound: float
+    progress: Callable[[str], None]
+
+
+def export_model(
+    source: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    dtype: str = "fp32",
+    target: str = "rocm",
+    cache: str = "growing",
+    external_data: bool = False,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    opset: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    parity_bound: float | None = None,
+) -> Manifest:
+    """Exports a model into the folder ``out`` and returns the manifest written there.
+
+    Args:
+        source: a recipe's name or path, a Hugging Face folder, a .gguf or .onnx file, or OWNER/NAME[@REVISION] on the
+            hub.
+        out: the folder to make. It appears when everything has succeeded; until then nothing there changes.
+        task: a name of `rocline.export.tasks.TASKS`; None takes the recipe's, or what the architecture tells.
+        dtype: ``fp32``, ``fp16`` or ``bf16``, for weights and activations.
+        target: a name of `rocline.export.targets.available`: the runtime the graph is made for.
+        cache: layout of a decoder's KV cache; ``growing`` keeps Optimum's inputs and outputs.
+        external_data: keep the weights in ``NAME.onnx.data`` beside the graph; always done past 2 GB.
+        force: replace the model folder at ``out``.
+        trust_remote_code: run Python code that comes with the model.
+        opset: of the default operator domain; None takes Optimum's for the architecture, as far as the target loads it.
+        progress: called with each stage's name when it begins.
+        parity_bound: the largest accepted difference to PyTorch; None takes the recipe's or `PARITY_BOUNDS`.
+
+    Raises:
+        ExportError: the source, the destination or an argument cannot be used, or the export failed.
+        ParityError: the exported model does not give PyTorch's numbers.
+    """
+    out = Path(out)
+    staging.check_destination(out, force=force)
+    loaded_target = targets.load(target)
+    if cache not in CACHES:
+        raise ExportError(f"cache {cache!r}: expected {' or '.join(CACHES)}")
+    if dtype not in loaded_target.dtypes:
+        raise ExportError(f"dtype {dtype!r}: target {target!r} runs {', '.join(loaded_target.dtypes)}")
+    if opset is not None:
+        graph_files.check_opset(opset, loaded_target)
+    if task is not None:
+        tasks.check_name(task)
+    report = progress or (lambda stage: None)
+    with staging.staged(out, force=force) as folder, tempfile.TemporaryDirectory(prefix="rocline-") as scratch:
+        report(f"reading {source}")
+        checkpoint = sources.resolve(source, scratch=Path(scratch), trust_remote_code=trust_remote_code)
+        recipe = checkpoint.recipe
+        bound = parity_bound or (recipe and dtype == "fp32" and recipe.parity) or PARITY_BOUNDS[dtype]
+        request = _Request(
+            checkpoint=checkpoint,
+            task=task or (recipe.task if recipe else None),
+            dtype=dtype,
+            target=loaded_target,
+            cache=cache,
+            external_data=external_data,
+            trust_remote_code=trust_remote_code,
+            opset=opset,
+            bound=bound,
+            progress=report,
+        )
+        manifest = _adopt(request, folder) if checkpoint.onnx else _export(request, folder)
+        manifest.write(folder)
+    return manifest
+
+
+def _export(request: _Request, folder: Path) -> Manifest:
+    checkpoint, target, report = request.checkpoint, request.target, request.progress
+    report("importing PyTorch, transformers and Optimum")
+    from rocline.export import companions, optimum_export, parity, reference, samples
+
+    config = checkpoint.config()
+    optimum_export.check_config(checkpoint, config, trust_remote_code=request.trust_remote_code)
+    task = tasks.choose(config, request.task, source=checkpoint.name, sentence_embedder=checkpoint.sentence_embedder)
+    report("loading the weights")
+    model = optimum_export.load_model(checkpoint, config, task, trust_remote_code=request.trust_remote_code)
+    notes = companions.write(checkpoint, model, folder, trust_remote_code=request.trust_remote_code)
+    inputs = samples.make(task, folder, model.config)
+    report(f"exporting {type(model).__name__} to ONNX")
+    opset = request.opset or min(optimum_export.default_opset(model, task), target.max_opset)
+    files = optimum_export.trace(model, task, folder, opset=opset)
+    report(f"fitting the graph to {target.name}")
+    for file in files:
+        notes += _fit(file, request, model)
+    report("comparing with PyTorch")
+    onnx_files = {file.name: file for file in files}
+    with optimum_export.quiet():
+        cases = reference.cases(model, task, inputs, onnx_files)
+        measured = parity.measure(
+            onnx_files,
+            cases,
+            bound=request.bound,
+            against=f"torch {version('torch')} float32",
+            inputs=inputs.description,
+            target=target,
+            torch_model=model,
+        )
+    return _describe(request, task, folder, files, measured, notes)
+
+
+def _fit(file: Path, request: _Request, model: Any) -> list[str]:
+    from rocline.export import dtypes, encoder_optimizer
+
+    notes: list[str] = encoder_optimizer.optimize(
+        file,
+        model_type=model.config.model_type,
+        heads=getattr(model.config, "num_attention_heads", 0),
+        hidden_size=getattr(model.config, "hidden_size", 0),
+        target=request.target,
+    )
+    if request.dtype != "fp32":
+        notes += dtypes.convert(file, request.dtype, request.target)
+    graph_files.finish(file, request.target, external_data=request.external_data)
+    return notes
+
+
+def _adopt(request: _Request, folder: Path) -> Manifest:
+    checkpoint = request.checkpoint
+    request.progress("checking and copying the ONNX files")
+    files = []
+    for path in checkpoint.onnx:
+        file = folder / ("model.onnx" if len(checkpoint.onnx) == 1 else path.name)
+        graph_files.adopt(path, file, request.target)
+        files.append(file)
+    for extra in checkpoint.extras:
+        shutil.copyfile(extra, folder / extra.name)
+    dtype = graph_files.weight_dtype(graph_files.load(files[0]))
+    if request.dtype != dtype:
+        raise ExportError(
+            f"{checkpoint.name}: holds {dtype} weights and is adopted as it is; dtype {request.dtype!r} needs an export"
+        )
+    notes = ["adopted as it was: there is no PyTorch model to compare with"]
+    return _describe(request, request.task or "unknown", folder, files, (), notes)
+
+
+def _describe(
+    request: _Request, task: str, folder: Path, files: list[Path], measured: tuple[Parity, ...], notes: list[str]
+) -> Manifest:
+    request.progress("hashing the files")
+    checkpoint = request.checkpoint
+    models = {file.name: graph_files.interface(file) for file in files}
+    cached = any(value.name.startswith("past_key_values") for model in models.values() for value in model.inputs)
+    return Manifest(
+        source=Source(checkpoint.kind, checkpoint.name, checkpoint.revision, checkpoint.licence),
+        task=task,
+        dtype=request.dtype,
+        target=request.target.name,
+        cache=request.cache if cached else "none",
+        models=models,
+        custom_ops=None,
+        tools=_tool_versions(),
+        files=hash_files(folder),
+        parity=measured,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    """Returns the versions of what made the folder; ONNX Runtime under the name of the package that brought it."""
+    runtimes = set(packages_distributions().get("onnxruntime", ()))
+    installed = {entry.name: entry.version for entry in distributions() if entry.name in {*_TOOLS, *runtimes}}
+    return {name: installed[name] for name in sorted(installed)}
