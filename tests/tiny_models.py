@@ -1,0 +1,83 @@
+"""Tiny random models by architecture, for tests: `save("bert", folder)` writes a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+from rocline.export import random_models, recipes
+
+# The architectures that a recipe holds already, by its task.
+_RECIPES = {
+    "bert": "tiny-feature-extraction",
+    "bert-tokens": "tiny-token-classification",
+    "bert-spans": "tiny-question-answering",
+    "distilbert": "tiny-text-classification",
+    "roberta": "tiny-fill-mask",
+    "llama": "tiny-text-generation",
+    "t5": "tiny-text2text-generation",
+    "vit": "tiny-image-classification",
+    "yolos": "tiny-object-detection",
+    "whisper": "tiny-automatic-speech-recognition",
+}
+
+_DECODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+}
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": (
+        "text-generation",
+        {"architectures": ["Qwen2ForCausalLM"], **_DECODER, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "mistral": (
+        "text-generation",
+        {"architectures": ["MistralForCausalLM"], **_DECODER, "num_key_value_heads": 2, "sliding_window": 6},
+    ),
+    "gpt2": (
+        "text-generation",
+        {"architectures": ["GPT2LMHeadModel"], "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    ),
+    "phi": (
+        "text-generation",
+        {"architectures": ["PhiForCausalLM"], **_DECODER, "partial_rotary_factor": 0.5},
+    ),
+    "gemma": (
+        "text-generation",
+        {"architectures": ["GemmaForCausalLM"], **_DECODER, "num_key_value_heads": 1, "head_dim": 16},
+    ),
+    "wav2vec2": (
+        "automatic-speech-recognition",
+        {
+            "architectures": ["Wav2Vec2ForCTC"],
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "conv_dim": [16, 16, 16],
+            "conv_kernel": [10, 8, 4],
+            "conv_stride": [8, 4, 4],
+            "num_feat_extract_layers": 3,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 4,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+        },
+    ),
+}
+
+KINDS = (*_RECIPES, *_CONFIGS)
+
+
+def save(kind: str, folder: Path, *, seed: int = 0) -> str:
+    """Writes the Hugging Face folder of one of `KINDS` (``folder`` must not exist); returns its task."""
+    if kind in _RECIPES:
+        recipe = recipes.load(_RECIPES[kind])
+        source = recipe.sources[0]
+        assert isinstance(source, recipes.RandomSource)
+        random_models.build(source.config, source.seed + seed, folder)
+        return recipe.task
+    task, config = _CONFIGS[kind]
+    random_models.build({"model_type": kind, **config}, seed, folder)
+    return task
