@@ -125,12 +125,9 @@ def trace(model: Any, task: str, folder: Path, *, opset: int) -> list[Path]:
     """
     from optimum.exporters.onnx import export_models
     from optimum.exporters.utils import get_decoder_models_for_export, get_encoder_decoder_models_for_export
-    from optimum.utils import DEFAULT_DUMMY_SHAPES
 
-    with quiet():
+    with quiet(), _restored_configs(model):
         config = _optimum_config(model, task)
-        cached = config.task.endswith("-with-past") or getattr(config, "use_past", False)
-        model.config.use_cache = bool(cached)
         if model.config.is_encoder_decoder and tasks.TASKS[task].cached:
             parts = get_encoder_decoder_models_for_export(model, config)
         elif task == "text-generation":
@@ -139,7 +136,7 @@ def trace(model: Any, task: str, folder: Path, *, opset: int) -> list[Path]:
             parts = {"model": (model, config)}
         names = [f"{part}.onnx" for part in parts]
         try:
-            export_models(parts, folder, opset=opset, output_names=names, input_shapes=dict(DEFAULT_DUMMY_SHAPES))
+            export_models(parts, folder, opset=opset, output_names=names, input_shapes=_dummy_shapes(model.config))
             _, names = config.post_process_exported_models(folder, parts, names)
         except OSError:
             raise
@@ -150,6 +147,29 @@ def trace(model: Any, task: str, folder: Path, *, opset: int) -> list[Path]:
         leftover.unlink()
         leftover.with_name(leftover.name + "_data").unlink(missing_ok=True)
     return kept
+
+
+def _dummy_shapes(config: Any) -> dict[str, int]:
+    """Returns the sizes to trace with: Optimum's, and the one length of spectrogram that a Whisper takes."""
+    from optimum.utils import DEFAULT_DUMMY_SHAPES
+
+    shapes: dict[str, int] = dict(DEFAULT_DUMMY_SHAPES)
+    if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
+        shapes["nb_max_frames"] = 2 * config.max_source_positions
+    return shapes
+
+
+@contextlib.contextmanager
+def _restored_configs(model: Any) -> Iterator[None]:
+    """Undoes what Optimum sets in the configs of a model and its parts: the model is the reference afterwards."""
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values()
+    before = [dict(vars(config)) for config in configs]
+    try:
+        yield
+    finally:
+        for config, values in zip(configs, before, strict=True):
+            vars(config).clear()
+            vars(config).update(values)
 
 
 def _optimum_config(model: Any, task: str) -> Any:
