@@ -69,7 +69,9 @@ class Loader:
                 if found is not None:
                     waiting.append(found)
                 else:
-                    missing.append(Missing(name, current.name, self._other_versions(name, dynamic)))
+                    missing.append(
+                        Missing(name, current.name, self.versions(name.partition(".so")[0] + ".so", dynamic))
+                    )
         return missing
 
     def _place(self, folder: str) -> Path:
@@ -86,11 +88,12 @@ class Loader:
             places.append(self._place(self._cache[name]))
         return next((place for place in places if place.is_file()), None)
 
-    def _other_versions(self, name: str, dynamic: Dynamic) -> tuple[Path, ...]:
-        stem = name.partition(".so")[0] + ".so"
-        places = [path for folder in self._folders(dynamic) for path in folder.glob(f"{stem}.*")]
+    def versions(self, stem: str, dynamic: Dynamic | None = None) -> tuple[Path, ...]:
+        """Returns every ``stem.VERSION`` file in the folders that the loader looks in, those of a library included."""
+        folders = self._folders(dynamic or Dynamic((), "", ("/opt/rocm/lib",)))
+        places = [path for folder in folders for path in folder.glob(f"{stem}.*")]
         places += [self._place(path) for key, path in self._cache.items() if key.startswith(f"{stem}.")]
-        return tuple(sorted({place for place in places if place.name != name and place.is_file()}))
+        return tuple(sorted({place for place in places if place.is_file()}))
 
 
 def _read_cache(path: Path) -> dict[str, str]:

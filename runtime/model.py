@@ -35,30 +35,44 @@ def locate(model: str | Path, *, verify: bool = False) -> ModelFiles:
     """
     path = Path(model)
     if path.is_dir():
-        folder = path
-        manifest = Manifest.read(folder) if (folder / MANIFEST_NAME).exists() else None
-        onnx = _only_file(folder, manifest)
-    elif path.exists():
-        folder, onnx = path.parent, path
-        manifest = Manifest.read(folder) if (folder / MANIFEST_NAME).exists() else None
-        if manifest and path.name not in manifest.models:
-            manifest = None
-    else:
+        manifest, files = onnx_files(path, verify=verify)
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise ModelError(f"{path}: several ONNX files ({names}): name one, e.g. {files[0]}")
+        return ModelFiles(path, files[0], manifest)
+    if not path.exists():
         raise ModelError(f"{path}: no such file or folder; expected a model folder or an .onnx file")
+    manifest = _read_manifest(path.parent)
+    if manifest is not None and path.name not in manifest.models:
+        manifest = None
     if verify:
-        if manifest is None:
-            raise ModelError(f"{path}: nothing to verify against: no {MANIFEST_NAME} lists it")
-        manifest.verify(folder)
-    return ModelFiles(folder, onnx, manifest)
+        _verify(path, path.parent, manifest)
+    return ModelFiles(path.parent, path, manifest)
 
 
-def _only_file(folder: Path, manifest: Manifest | None) -> Path:
-    names = sorted(manifest.models if manifest else (path.name for path in folder.glob("*.onnx")))
-    if not names:
+def onnx_files(folder: Path, *, verify: bool = False) -> tuple[Manifest | None, list[Path]]:
+    """Returns a folder's manifest, if it has one, and its ONNX files: those that the manifest lists, else all, sorted.
+
+    Raises:
+        ModelError: there is no ONNX file, the manifest cannot be used or lists one that is missing, or a hash differs.
+    """
+    manifest = _read_manifest(folder)
+    files = [folder / name for name in sorted(manifest.models)] if manifest else sorted(folder.glob("*.onnx"))
+    if not files:
         raise ModelError(f"{folder}: no .onnx file in this folder; expected a folder that 'rocline export' wrote")
-    if len(names) > 1:
-        raise ModelError(f"{folder}: several ONNX files ({', '.join(names)}): name one, e.g. {folder / names[0]}")
-    path = folder / names[0]
-    if not path.is_file():
-        raise ModelError(f"{path}: missing, but listed in {MANIFEST_NAME}")
-    return path
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{file}: missing, but listed in {MANIFEST_NAME}")
+    if verify:
+        _verify(folder, folder, manifest)
+    return manifest, files
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    return Manifest.read(folder) if (folder / MANIFEST_NAME).exists() else None
+
+
+def _verify(model: Path, folder: Path, manifest: Manifest | None) -> None:
+    if manifest is None:
+        raise ModelError(f"{model}: nothing to verify against: no {MANIFEST_NAME} lists it")
+    manifest.verify(folder)

@@ -20,6 +20,7 @@ VERBOSE, WARNING, ERROR, FATAL = 0, 2, 3, 4
 _LINE = re.compile(r"(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\d [\d:.]+ \[([VIWEF]):onnxruntime:[^\]]*\] ?(.*)")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _SOURCE = re.compile(r"\S+\.(?:cc|cpp|h|hpp|cu):\d+ ")
+_INSIDE_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
 _descriptor = threading.Lock()
 
 
@@ -68,6 +69,8 @@ def essence(error: Exception | str) -> str:
     text = str(error).strip().splitlines()
     line = " ".join(part.strip() for part in text if part.strip())
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    # A failure inside a subgraph comes once for each node around it: the innermost says what happened.
+    *_, line = _INSIDE_NODE.sub(r"\n\1 node '\2': ", line).rpartition("\n")
     while match := _SOURCE.search(line):
         line = line[: match.start()] + _after_signature(line[match.end() :], whole=match[0].startswith("/"))
     return line.strip()

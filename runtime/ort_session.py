@@ -15,7 +15,7 @@ from rocline.runtime.options import Options
 from rocline.runtime.ort_log import essence
 from rocline.runtime.providers import CPU, Provider
 
-CUSTOM_OP_DOMAIN = "rocline"
+_CUSTOM_OP_DOMAIN = "rocline"
 
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
@@ -72,7 +72,7 @@ class Plan:
         config.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         if optimized is not None:
             _save_graph_only(config, optimized)
-        if CUSTOM_OP_DOMAIN in self.outline.opsets:
+        if _CUSTOM_OP_DOMAIN in self.outline.opsets:
             self._register_custom_ops(config)
         model: str | bytes = str(self.path)
         if self.widen:
@@ -110,11 +110,11 @@ class Plan:
         return replace(self, widen=True)
 
     def _register_custom_ops(self, config: Any) -> None:
-        from rocline.custom_ops import library_path
+        from rocline import custom_ops
 
         try:
-            config.register_custom_ops_library(str(library_path()))
-        except Exception as error:
+            custom_ops.register(config)
+        except RoclineError as error:
             raise RoclineError(f"{self.path}: needs rocline's custom operators: {essence(error)}") from error
 
 

@@ -159,16 +159,23 @@ def _check_libraries(provider: Provider, library: Path, machine: Machine) -> _Fa
     version = _stack_version(library)
     stack = f"{provider.stack} {version}" if version else provider.stack
     return (
-        f"{library.name} needs {', '.join(map(_describe, missing))}",
+        "; ".join(_describe(missing)),
         f"install {stack}, or set LD_LIBRARY_PATH to the folder of its libraries",
     )
 
 
-def _describe(missing: Missing) -> str:
-    if not missing.others:
-        return f"{missing.name} (not found)"
-    found = ", ".join(path.name for path in missing.others)
-    return f"{missing.name} (not found; {found} in {missing.others[0].parent} is another version)"
+def _describe(missing: list[Missing]) -> list[str]:
+    """Says what is missing: first what is not there at all, by who needs it, then what is there in another version."""
+    absent: dict[str, list[str]] = {}
+    for library in missing:
+        if not library.others:
+            absent.setdefault(library.needed_by, []).append(library.name)
+    parts = [f"{', '.join(names)} not found (needed by {needed_by})" for needed_by, names in absent.items()]
+    return parts + [
+        f"{library.name} not found (needed by {library.needed_by}), only {', '.join(map(str, library.others))}"
+        for library in missing
+        if library.others
+    ]
 
 
 def _stack_version(library: Path) -> str:

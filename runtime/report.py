@@ -1,8 +1,9 @@
 """What a session was asked to run on, what it runs on, and why the two differ."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class Fallback:
     provider: str
     reason: str
     fix: str
+
+    @property
+    def why(self) -> str:
+        """Reason and fix as one phrase."""
+        return f"{self.reason}; to mend it: {self.fix}"
 
 
 @dataclass
@@ -52,5 +58,24 @@ class Report:
         if not self.fallbacks:
             return None
         asked = ", ".join(fallback.provider for fallback in self.fallbacks)
-        reasons = "; ".join(dict.fromkeys(f"{fallback.reason}: {fallback.fix}" for fallback in self.fallbacks))
+        reasons = "; ".join(dict.fromkeys(fallback.why for fallback in self.fallbacks))
         return f"{asked} cannot run here, using {', '.join(self.active)}: {reasons}"
+
+    def as_dict(self, *, placement: bool = False) -> dict[str, Any]:
+        """Returns the fields as JSON knows them; the placement only if asked for, since it takes a second session."""
+        found = {
+            "requested": list(self.requested),
+            "active": list(self.active),
+            "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
+            "notes": list(self.notes),
+        }
+        return {**found, "placement": self.placement} if placement else found
+
+    def as_text(self, *, placement: bool = False) -> str:
+        """Returns where the session runs, one fact a line, without the reasons that `warning` gives."""
+        lines = [f"ran on {', '.join(self.active)}", *self.notes]
+        if placement:
+            for provider, operators in self.placement.items():
+                counts = ", ".join(f"{operator} {count}" for operator, count in operators.items())
+                lines.append(f"{provider}: {sum(operators.values())} nodes: {counts}")
+        return "\n".join(lines)

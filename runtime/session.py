@@ -192,7 +192,7 @@ def _refuse(fallbacks: Sequence[Fallback]) -> None:
     if fallbacks:
         first = fallbacks[0]
         raise ProviderError(
-            f"{first.provider} cannot run here, and strict allows no other: {first.reason}: {first.fix}"
+            f"strict: {first.provider} cannot run here: {first.why}"
         )
 
 
