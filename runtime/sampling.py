@@ -1,0 +1,102 @@
+"""From logits to the next token: greedy, or sampled with the usual knobs, in NumPy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rocline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The filters apply in the order of the fields, as in transformers.
+
+    Attributes:
+        repetition_penalty: divides positive and multiplies negative logits of tokens already seen, prompt included;
+            1 is off.
+        temperature: 0 takes the most likely token; above 0 divides the logits before sampling.
+        top_k: keep only this many of the most likely tokens; 0 is off.
+        top_p: keep the most likely tokens until they hold this share of the probability; 1 is off.
+        min_p: keep only tokens at least this share as likely as the most likely one; 0 is off.
+        seed: makes a sampled answer reproducible; None draws a fresh one.
+    """
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < np.inf, "above 0")
+        _require("temperature", self.temperature, 0 <= self.temperature < np.inf, "0 (greedy) or above")
+        _require("top_k", self.top_k, self.top_k >= 0 and int(self.top_k) == self.top_k, "a whole number, 0 is off")
+        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        _require("seed", self.seed, self.seed is None or self.seed >= 0, "a whole number from 0 up")
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    Greedy: the first of the highest logits. Sampled: one uniform number from NumPy's Philox generator a token, so
+    that the same seed and logits give the same tokens on every machine.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self._sampling = sampling
+        self._seen = set(prompt)
+        self._random = np.random.Generator(np.random.Philox(sampling.seed))
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Returns the next token's id for ``logits`` [vocabulary] and remembers it for the repetition penalty."""
+        options = self._sampling
+        if options.repetition_penalty != 1:
+            logits = penalize(logits, self._seen, options.repetition_penalty)
+        token = int(np.argmax(logits)) if options.temperature == 0 else self._draw(logits)
+        self._seen.add(token)
+        return token
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        tokens, probabilities = candidates(logits, self._sampling)
+        bounds = np.cumsum(probabilities)
+        place = np.searchsorted(bounds, self._random.random() * bounds[-1], side="right")
+        return int(tokens[min(int(place), len(tokens) - 1)])
+
+
+def penalize(logits: NDArray[np.float32], seen: set[int], penalty: float) -> NDArray[np.float32]:
+    """Returns a copy of ``logits`` [vocabulary] with the tokens in ``seen`` made less likely (arXiv:1909.05858)."""
+    ids = np.fromiter(seen, np.int64, len(seen))
+    ids = ids[ids < len(logits)]
+    logits = logits.copy()
+    logits[ids] = np.where(logits[ids] < 0, logits[ids] * penalty, logits[ids] / penalty)
+    return logits
+
+
+def candidates(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the tokens that temperature, top-k, top-p and min-p leave, most likely first, and their probabilities.
+
+    Ties with the last of the top k are kept, and the most likely token always is.
+    """
+    scaled = logits.astype(np.float64)
+    scaled = (scaled - scaled.max()) / sampling.temperature
+    tokens = np.arange(len(scaled))
+    if 0 < sampling.top_k < len(scaled):
+        tokens = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
+    tokens = tokens[np.argsort(-scaled[tokens], kind="stable")]
+    probabilities = np.exp(scaled[tokens])
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1:
+        before = np.cumsum(probabilities) - probabilities
+        tokens, probabilities = tokens[before < sampling.top_p], probabilities[before < sampling.top_p]
+    likely = probabilities >= sampling.min_p * probabilities[0]
+    tokens, probabilities = tokens[likely], probabilities[likely]
+    return tokens, probabilities / probabilities.sum()
+
+
+def _require(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{name} is {value}, expected {expected}")
