@@ -12,7 +12,7 @@ from typing import Any
 from rocline.errors import ModelError, RoclineError
 from rocline.runtime import onnx_file, ort_log
 from rocline.runtime.options import Options
-from rocline.runtime.ort_log import essence
+from rocline.runtime.ort_log import Log, essence
 from rocline.runtime.providers import CPU, Provider
 
 _CUSTOM_OP_DOMAIN = "rocline"
@@ -46,7 +46,7 @@ class Plan:
 
     def create(
         self, providers: Sequence[Provider], *, severity: int = ort_log.FATAL, optimized: Path | None = None
-    ) -> tuple[Any, list[str]]:
+    ) -> tuple[Any, Log]:
         """Creates a session.
 
         Args:
@@ -82,7 +82,7 @@ class Plan:
         chosen = [(row.ort_name, self.options.providers.get(row.name, {})) for row in providers]
         # A provider library writes to stderr whatever severity the session has; the CPU provider is built in.
         quiet = severity == ort_log.FATAL and all(row is CPU for row in providers)
-        capture: AbstractContextManager[list[str]] = nullcontext([]) if quiet else ort_log.captured()
+        capture: AbstractContextManager[Log] = nullcontext(Log()) if quiet else ort_log.captured()
         try:
             with capture as log:
                 session = onnxruntime.InferenceSession(model, config, providers=chosen)
@@ -99,11 +99,11 @@ class Plan:
         with tempfile.TemporaryDirectory(prefix="rocline-") as folder:
             optimized = Path(folder) / "optimized.onnx"
             _, log = self.create(providers, severity=ort_log.VERBOSE, optimized=optimized)
-            for line in log:
+            for line in log.lines:
                 whole = _PLACED_ALL.fullmatch(line)
                 if whole:
                     return {whole[1]: _by_type(onnx_file.read(optimized).operators)}
-        return _listed_nodes(log)
+        return _listed_nodes(log.lines)
 
     def widened(self) -> "Plan":
         """Returns the same plan with bfloat16 turned into float32."""

@@ -192,7 +192,7 @@ def _check_device(provider: Provider, library: Path, device_id: int, machine: Ma
     if not renumbered:
         if device_id >= len(devices):
             numbers = "0" if len(devices) == 1 else f"0 to {len(devices) - 1}"
-            return f"device_id {device_id}: this machine has {numbers}", "choose one of them"
+            return f"no GPU has device_id {device_id}, only {numbers}", "choose another device_id"
         devices = devices[device_id : device_id + 1]
     try:
         architectures = code_objects(library)

@@ -110,6 +110,7 @@ _ROWS = (
             "use_tf32": bool,
             "prefer_nhwc": bool,
             "fuse_conv_bias": bool,
+            "sdpa_kernel": int,
             "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
             "cudnn_conv_use_max_workspace": bool,
             "cudnn_conv1d_pad_to_nc1d": bool,

@@ -98,7 +98,7 @@ class Session:
         active = tuple(session.get_providers())
         dropped = [row for row in usable if row.ort_name not in active]
         if dropped:
-            fallbacks += _dropped(dropped, log)
+            fallbacks += _dropped(dropped, log.errors)
             if strict:
                 _refuse(fallbacks)
             usable = [row for row in usable if row not in dropped]
@@ -191,15 +191,12 @@ class Session:
 def _refuse(fallbacks: Sequence[Fallback]) -> None:
     if fallbacks:
         first = fallbacks[0]
-        raise ProviderError(
-            f"strict: {first.provider} cannot run here: {first.why}"
-        )
+        raise ProviderError(f"strict: {first.provider} cannot run here: {first.why}")
 
 
-def _dropped(providers: Sequence[Provider], log: Sequence[str]) -> list[Fallback]:
+def _dropped(providers: Sequence[Provider], errors: Sequence[str]) -> list[Fallback]:
     """Says for each provider that ONNX Runtime dropped what ONNX Runtime logged about it."""
-    reasons = [essence(line) for line in log if "rror" in line or "ailed" in line]
-    reason = reasons[0] if reasons else "ONNX Runtime dropped it without a word"
+    reason = errors[0] if errors else "ONNX Runtime dropped it without a word"
     return [Fallback(row.ort_name, reason, f"check the installation of {row.stack}") for row in providers]
 
 
