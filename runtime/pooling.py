@@ -96,8 +96,8 @@ def pool(hidden: NDArray[Any], mask: NDArray[np.int64], modes: tuple[str, ...]) 
 
 def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales each row to length 1; a row of zeros stays."""
-    lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.float32(1e-12))
+    lengths: NDArray[np.float32] = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    return vectors / lengths
 
 
 def _pool_one(hidden: NDArray[np.float32], mask: NDArray[np.int64], mode: str) -> NDArray[np.float32]:
