@@ -9,16 +9,27 @@ import os
 import signal
 import sys
 from importlib.metadata import EntryPoint, distribution, version
+from typing import Any
 
 import click
 
 from rocline.errors import RoclineError
 
 
+class _ReaderGone(Exception):
+    """The reader closed the pipe. Click would turn a bare BrokenPipeError into exit status 1."""
+
+
 class _Commands(click.Group):
     def _entry_points(self) -> dict[str, EntryPoint]:
         found = distribution("rocline").entry_points.select(group="rocline.commands")
         return {entry.name: entry for entry in found}
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self._entry_points())
@@ -51,7 +62,7 @@ def main() -> None:
         status = 1
     except (click.Abort, KeyboardInterrupt):
         status = 128 + signal.SIGINT
-    except BrokenPipeError:
+    except _ReaderGone:
         # Python would flush stdout once more on the way out and complain: give it somewhere to write.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
