@@ -211,11 +211,10 @@ def _parse(cls: type[_T], document: Any, where: str) -> _T:
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
         for option in args:
-            if option is type(None):
-                if value is None:
-                    return None
-            elif option not in (int, str) or (isinstance(value, option) and not isinstance(value, bool)):
+            if option not in (int, str, type(None)) or (isinstance(value, option) and not isinstance(value, bool)):
                 return _value(option, value, where)
     elif origin is tuple:
         if isinstance(value, list):
