@@ -6,7 +6,8 @@ from typing import Any
 
 from rocline.errors import ExportError
 from rocline.export import samples
-from rocline.export.sources import Checkpoint, one_line
+from rocline.export.quiet import one_line, quiet
+from rocline.export.sources import Checkpoint
 
 _COPIED = (
     "config.json",
@@ -77,8 +78,6 @@ def _from_gguf(checkpoint: Checkpoint, model: Any, folder: Path) -> list[str]:
 
 def _tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
-
-    from rocline.export.optimum_export import quiet
 
     files = {"gguf_file": checkpoint.gguf.name} if checkpoint.gguf else {}
     with quiet():

@@ -1,42 +1,18 @@
 """PyTorch model in, ONNX files out, through Optimum's Python API; the model is loaded once and is the reference too."""
 
 import contextlib
-import logging
 import pickle
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rocline.errors import ExportError
 from rocline.export import tasks
-from rocline.export.sources import Checkpoint, one_line
+from rocline.export.quiet import one_line, quiet
+from rocline.export.sources import Checkpoint
 
-_NOISY = ("transformers", "optimum", "torch", "huggingface_hub", "accelerate", "gguf", "onnxscript", "datasets")
 # Checkpoints with another head have no pooler; feature-extraction returns the hidden states below it.
 _UNUSED_WEIGHTS = {"feature-extraction": ("pooler.",)}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the warnings, log lines and progress bars of transformers, Optimum and torch inside the block."""
-    from transformers.utils import logging as transformers_logging
-
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        transformers_logging.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def check_config(checkpoint: Checkpoint, config: Mapping[str, Any], *, trust_remote_code: bool = False) -> None:

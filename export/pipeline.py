@@ -1,5 +1,6 @@
 """From a source to a model folder: resolve, load, trace, hold to the target, optimise, convert, compare, describe."""
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rocline.errors import ExportError
-from rocline.export import graph_files, sources, staging, targets, tasks
+from rocline.export import gguf_files, graph_files, parity, sources, staging, targets, tasks
+from rocline.export.quiet import quiet
 from rocline.export.sources import Checkpoint
 from rocline.runtime.manifest import Manifest, Parity, Source, hash_files
 
-# The largest difference to PyTorch in fp32 that an export accepts; a recipe or the caller may set another.
-PARITY_BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1}
 CACHES = ("growing",)
 _TOOLS = ("rocline", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "gguf")
 
@@ -65,7 +65,7 @@ def export_model(
         trust_remote_code: run Python code that comes with the model.
         opset: of the default operator domain; None takes Optimum's for the architecture, as far as the target loads it.
         progress: called with each stage's name when it begins.
-        parity_bound: the largest accepted difference to PyTorch; None takes the recipe's or `PARITY_BOUNDS`.
+        parity_bound: the largest accepted difference to PyTorch; None takes the recipe's or `rocline.export.parity.BOUNDS`.
 
     Raises:
         ExportError: the source, the destination or an argument cannot be used, or the export failed.
@@ -87,7 +87,7 @@ def export_model(
         report(f"reading {source}")
         checkpoint = sources.resolve(source, scratch=Path(scratch), trust_remote_code=trust_remote_code)
         recipe = checkpoint.recipe
-        bound = parity_bound or (recipe and dtype == "fp32" and recipe.parity) or PARITY_BOUNDS[dtype]
+        bound = parity_bound or (recipe and dtype == "fp32" and recipe.parity) or parity.BOUNDS[dtype]
         request = _Request(
             checkpoint=checkpoint,
             task=task or (recipe.task if recipe else None),
@@ -100,7 +100,8 @@ def export_model(
             bound=bound,
             progress=report,
         )
-        manifest = _adopt(request, folder) if checkpoint.onnx else _export(request, folder)
+        with gguf_files.read_once() if checkpoint.gguf else contextlib.nullcontext():
+            manifest = _adopt(request, folder) if checkpoint.onnx else _export(request, folder)
         manifest.write(folder)
     return manifest
 
@@ -108,7 +109,7 @@ def export_model(
 def _export(request: _Request, folder: Path) -> Manifest:
     checkpoint, target, report = request.checkpoint, request.target, request.progress
     report("importing PyTorch, transformers and Optimum")
-    from rocline.export import companions, optimum_export, parity, reference, samples
+    from rocline.export import companions, optimum_export, reference, samples
 
     config = checkpoint.config()
     optimum_export.check_config(checkpoint, config, trust_remote_code=request.trust_remote_code)
@@ -125,7 +126,7 @@ def _export(request: _Request, folder: Path) -> Manifest:
         notes += _fit(file, request, model)
     report("comparing with PyTorch")
     onnx_files = {file.name: file for file in files}
-    with optimum_export.quiet():
+    with quiet():
         cases = reference.cases(model, task, inputs, onnx_files)
         measured = parity.measure(
             onnx_files,

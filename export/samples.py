@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rocline.errors import ExportError
+from rocline.export.quiet import one_line, quiet
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -97,9 +98,6 @@ def _texts(task: str, folder: Path, config: Any) -> Samples:
     if not has_tokenizer(folder):
         return _seeded_ids(config)
     from transformers import AutoTokenizer
-
-    from rocline.export.optimum_export import quiet
-    from rocline.export.sources import one_line
 
     with quiet():
         try:
@@ -222,8 +220,6 @@ def _voice(seconds: float, pitch: float) -> npt.NDArray[np.float32]:
 
 
 def _process(folder: Path, auto_class: Any, run: Any) -> Arrays:
-    from rocline.export.optimum_export import quiet
-    from rocline.export.sources import one_line
 
     with quiet():
         try:

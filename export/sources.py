@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rocline.errors import ExportError
-from rocline.export import recipes
+from rocline.export import gguf_files, recipes
+from rocline.export.quiet import one_line, quiet
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "README.md", "LICENSE*"]
@@ -56,17 +57,7 @@ class Checkpoint:
         """
         if self.gguf is None:
             return read_json(self.folder / "config.json")
-        from transformers import AutoConfig
-
-        from rocline.export.optimum_export import quiet
-
-        try:
-            with quiet():
-                config = AutoConfig.from_pretrained(self.folder, gguf_file=self.gguf.name, local_files_only=True)
-        except (ValueError, KeyError, OSError, IndexError) as error:
-            raise ExportError(f"{self.gguf}: cannot be read as GGUF: {one_line(error)}") from error
-        document: dict[str, Any] = config.to_dict()
-        return document
+        return gguf_files.config(self.gguf)
 
     @property
     def sentence_embedder(self) -> bool:
@@ -130,8 +121,6 @@ def from_hub(hub_id: str, revision: str | None = None, *, trust_remote_code: boo
     """
     from huggingface_hub import errors, snapshot_download
     from requests.exceptions import RequestException
-
-    from rocline.export.optimum_export import quiet
 
     def download(*patterns: str) -> Path:
         return Path(
@@ -255,25 +244,10 @@ def card_licence(folder: Path) -> str | None:
 
 def _from_file(path: Path) -> Checkpoint:
     if path.suffix == ".gguf":
-        return Checkpoint("gguf", str(path), None, gguf_licence(path), path.parent, gguf=path)
+        return Checkpoint("gguf", str(path), None, gguf_files.licence(path), path.parent, gguf=path)
     if path.suffix == ".onnx":
         return Checkpoint("onnx", str(path), None, card_licence(path.parent), path.parent, onnx=(path,))
     raise ExportError(f"{path}: expected a folder, a recipe (.toml), or a .gguf or .onnx file")
-
-
-def gguf_licence(path: Path) -> str | None:
-    """Returns ``general.license`` of a GGUF file's metadata.
-
-    Raises:
-        ExportError: the file is no GGUF file or is cut short.
-    """
-    from gguf import GGUFReader
-
-    try:
-        field = GGUFReader(path).get_field("general.license")
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ExportError(f"{path}: cannot be read as GGUF: {one_line(error)}") from error
-    return str(field.contents()) if field else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -289,9 +263,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ExportError(f"{path}: holds no JSON object")
     return document
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the first line of an exception's text, its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
