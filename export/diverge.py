@@ -1,9 +1,9 @@
 """Finds the first layer at which an exported model leaves its PyTorch original.
 
-The tracer names a tensor after the module that computes it: ``/model/layers.0/mlp/Mul_output_0`` comes from the module
-``model.layers.0.mlp``. The last tensor of a module's scope that is left in the graph is its output, also after fusion,
-since fused nodes keep the names of the outputs they replace. Both sides run on the same case; modules are compared in
-the order in which PyTorch finishes them.
+The tracer names nodes and tensors after the module that computes them: ``/model/layers.0/mlp/Mul_output_0`` comes from
+the module ``model.layers.0.mlp``. A module's output is among the last tensors of its scope that are left in the graph,
+also after fusion, since fused nodes keep the names of the outputs they replace. Both sides run on the same case;
+modules are compared in the order in which PyTorch finishes them.
 """
 
 import copy
@@ -22,6 +22,9 @@ from rocline.export.reference import Case
 
 if TYPE_CHECKING:
     import onnx
+
+# A module may end in several tensors (a rotary embedding's cosine and sine) or be followed by casts.
+_CANDIDATES = 4
 
 
 def describe(path: Path, case: Case, bound: float) -> str:
@@ -50,25 +53,33 @@ def compare(path: Path, case: Case) -> list[tuple[str, float, float]]:
     Raises:
         ExportError: the graph cannot be run with its layers as outputs.
     """
-    from rocline.export import parity
-
     modules = _module_outputs(case)
     model = _branch(graph_files.load(path), case)
     tensors = _scoped_tensors(model, {name for name, _ in modules})
-    for name in sorted({tensor for candidates in tensors.values() for tensor in candidates}):
+    outputs = {output.name for output in model.graph.output}
+    for name in sorted({tensor for candidates in tensors.values() for tensor in candidates} - outputs):
         model.graph.output.add().name = name
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         values = _run(model, path, Path(folder), case, stack)
     layers = []
     for name, wanted in modules:
-        for tensor in tensors[name]:
-            if values[tensor].shape == wanted.shape:
-                distance = parity.absolute_difference(values[tensor], wanted)
-                if case.mask is not None and wanted.shape[:2] == case.mask.shape:
-                    distance = distance[case.mask]
-                layers.append((name, float(distance.max(initial=0.0)), float(np.abs(wanted).max(initial=0.0))))
-                break
+        distances = [
+            _farthest(values[tensor], wanted, case.mask)
+            for tensor in tensors[name]
+            if values[tensor].shape == wanted.shape
+        ]
+        if distances:
+            layers.append((name, min(distances), float(np.abs(wanted).max(initial=0.0))))
     return layers
+
+
+def _farthest(got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None) -> float:
+    from rocline.export import parity
+
+    distance = parity.absolute_difference(got, wanted)
+    if mask is not None and wanted.shape[:2] == mask.shape:
+        distance = distance[mask]
+    return float(distance.max(initial=0.0))
 
 
 def _module_outputs(case: Case) -> list[tuple[str, npt.NDArray[Any]]]:
@@ -99,9 +110,17 @@ def _scope(module: str) -> str:
 
 
 def _scoped_tensors(model: "onnx.ModelProto", modules: set[str]) -> dict[str, list[str]]:
-    """Returns for each module the tensors computed in its scope, the last first."""
-    computed = [name for node in model.graph.node for name in node.output if name]
-    return {module: [name for name in reversed(computed) if name.startswith(_scope(module))] for module in modules}
+    """Returns for each module the last tensors that are computed in its scope, by their own or their node's name."""
+    computed = [
+        (name, node.name)
+        for node in reversed(model.graph.node)
+        for name in node.output
+        if name and node.op_type != "Constant"
+    ]
+    return {
+        module: [name for name, node in computed if name.startswith(scope) or node.startswith(scope)][:_CANDIDATES]
+        for module, scope in ((module, _scope(module)) for module in modules)
+    }
 
 
 def _branch(model: "onnx.ModelProto", case: Case) -> "onnx.ModelProto":
@@ -129,7 +148,7 @@ def _run(
     names = [output.name for output in model.graph.output]
     onnx.load_external_data_for_model(model, str(path.parent))
     onnx.save_model(model, folder / path.name, save_as_external_data=True, location="weights")
-    session = parity.open_session(folder / path.name, stack)
+    session = parity.open_session(folder / path.name, stack, interface=graph_files.interface(path))
     try:
         return dict(zip(names, session.run(names, case.feeds), strict=True))
     except Exception as error:

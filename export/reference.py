@@ -68,7 +68,7 @@ def cases(torch_model: Any, task: str, samples: Samples, onnx_files: dict[str, P
     """
     from rocline.export import graph_files
 
-    found = []
+    found: list[Case] = []
     with _as_reference(torch_model):
         for name, path in onnx_files.items():
             file = _File(name, graph_files.interface(path), torch_model, task)
@@ -285,7 +285,8 @@ class _File:
 
 def _positions(mask: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Returns the position of each token among its row's real tokens; padding gets 0."""
-    return np.maximum(mask.astype(np.int64).cumsum(axis=1) - 1, 0)
+    positions: npt.NDArray[np.int64] = mask.astype(np.int64).cumsum(axis=1) - 1
+    return np.maximum(positions, 0)
 
 
 def _as_fed(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
