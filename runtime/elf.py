@@ -10,6 +10,10 @@ _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 1, 5, 10
 _BUNDLE = b"__CLANG_OFFLOAD_BUNDLE__"
 
 
+# A damaged file ends in any of these: short reads, offsets into nowhere, missing entries.
+_MALFORMED = (OSError, struct.error, ValueError, LookupError, OverflowError)
+
+
 class ElfError(Exception):
     """The file is no 64-bit little-endian ELF file with a dynamic section."""
 
@@ -38,27 +42,30 @@ def read_dynamic(path: Path) -> Dynamic:
     try:
         with path.open("rb") as file:
             return _dynamic(file, str(path.resolve().parent))
-    except (OSError, struct.error, ValueError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise ElfError(f"{path}: {error}") from None
 
 
 def _dynamic(file: BinaryIO, origin: str) -> Dynamic:
     header = file.read(64)
     if header[:6] != b"\x7fELF\x02\x01":
-        raise ElfError("not a 64-bit little-endian ELF file")
+        raise ValueError("not a 64-bit little-endian ELF file")
     table, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
     file.seek(table)
     segments = [struct.unpack("<IIQQQQQQ", file.read(size)[:56]) for _ in range(count)]
     section = next((segment for segment in segments if segment[0] == _PT_DYNAMIC), None)
     if section is None:
-        raise ElfError("no dynamic section")
+        raise ValueError("no dynamic section")
     file.seek(section[2])
     entries = [entry for entry in struct.iter_unpack("<qQ", file.read(section[5] // 16 * 16)) if entry[0]]
     single = dict(entries)
     address = single[_DT_STRTAB]
-    offset = next(at + address - start for kind, _, at, start, _, length, *_ in segments
-                  if kind == _PT_LOAD and start <= address < start + length)  # fmt: skip
-    file.seek(offset)
+    places = [
+        place + address - start
+        for kind, _, place, start, _, length, *_ in segments
+        if kind == _PT_LOAD and start <= address < start + length
+    ]
+    file.seek(places[0])
     strings = file.read(single[_DT_STRSZ])
 
     def text(at: int) -> str:
@@ -85,7 +92,7 @@ def code_objects(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             return _code_objects(file)
-    except (OSError, struct.error, ValueError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise ElfError(f"{path}: {error}") from None
 
 

@@ -192,7 +192,8 @@ _T = TypeVar("_T")
 def _parse(cls: type[_T], document: Any, where: str) -> _T:
     """Builds a dataclass from parsed JSON, checking every field's presence and type."""
     if not isinstance(document, dict):
-        raise _FieldError(f"{where or 'document'} is {_kind(document)}, expected an object")
+        what = f"field '{where}'" if where else "the document"
+        raise _FieldError(f"{what} is {_kind(document)}, expected an object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
     prefix = f"{where}." if where else ""

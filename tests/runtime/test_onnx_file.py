@@ -151,7 +151,7 @@ def test_external_data_in_a_constant_node(tmp_path):
     tensor.ClearField("raw_data")
     node = helper.make_node("Constant", [], ["y"], value=tensor)
     path = small_models.save(small_models.model([node], [], [("y", TensorProto.FLOAT, [4])]), tmp_path)
-    with pytest.raises(ModelError, match="tensor 'w': external data 'weights.bin' is missing, expected .* 16 bytes"):
+    with pytest.raises(ModelError, match=r"tensor 'w': external data 'weights.bin' is missing, expected .* 16 bytes"):
         onnx_file.check_external(path, onnx_file.read(path))
 
 
@@ -184,7 +184,9 @@ def test_external_data_that_cannot_be_used(tmp_path, entries, message):
 def test_external_data_cut_short(tmp_path):
     path = small_models.with_external_data(tmp_path)
     (tmp_path / "model.onnx.data").write_bytes(bytes(40))
-    with pytest.raises(ModelError, match="tensor 'w': .*'model.onnx.data' has 40 bytes, expected 48 bytes at offset 0"):
+    with pytest.raises(
+        ModelError, match=r"tensor 'w': .*'model.onnx.data' has 40 bytes, expected 48 bytes at offset 0"
+    ):
         onnx_file.check_external(path, onnx_file.read(path))
 
 
