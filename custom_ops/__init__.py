@@ -8,17 +8,42 @@ An op is a folder below this one; :func:`specs` finds them. The library register
 
 import os
 import weakref
-from importlib import metadata
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from rocline.custom_ops.schema import Spec
 from rocline.errors import RoclineError
 
 DOMAIN = "rocline"
 VERSION = 1
 LIBRARY = "librocline_ops.so"
 
-__all__ = ["DOMAIN", "LIBRARY", "VERSION", "library_path", "register"]
+__all__ = ["DOMAIN", "LIBRARY", "VERSION", "code_object_folders", "library_path", "register", "specs"]
+
+
+@cache
+def specs() -> dict[str, Spec]:
+    """Every operator by its ONNX name; a folder here with a ``spec.py`` is one."""
+    from dataclasses import replace
+
+    found = {}
+    for path in sorted(Path(__file__).resolve().parent.glob("*/spec.py")):
+        folder = path.parent.name
+        spec: Spec = import_module(f"rocline.custom_ops.{folder}.spec").SPEC
+        found[spec.name] = replace(spec, folder=folder)
+    return found
+
+
+def code_object_folders() -> list[Path]:
+    """Where code objects are looked for, in the library's order: ``ROCLINE_CODE_OBJECTS``, then beside the library.
+
+    Raises:
+        RoclineError: if the library is missing.
+    """
+    extra = os.environ.get("ROCLINE_CODE_OBJECTS")
+    return [*([Path(extra)] if extra else []), library_path().parent / "code_objects"]
 
 
 def library_path() -> Path:

@@ -18,6 +18,8 @@ struct Grid {
   unsigned y = 1, z = 1;
 };
 
+struct Driver;
+
 // One kernel of a loaded code object.
 class Function {
  public:
@@ -27,12 +29,14 @@ class Function {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))...};
     return launch_raw(stream, grid, block, shared_bytes, pointers);
   }
+  // Asked for in create() where launches take more than 48 KB of dynamic shared memory.
+  Status allow_shared(unsigned bytes) const;
 
  private:
   friend Status find(Vendor, const char*, const char*, Function&);
   Status launch_raw(Stream stream, Grid grid, unsigned block, unsigned shared_bytes, void** arguments) const;
 
-  Vendor vendor_ = Vendor::amd;
+  const Driver* driver_ = nullptr;
   void* handle_ = nullptr;
   char name_[64] = "";
 };

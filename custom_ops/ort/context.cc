@@ -84,6 +84,13 @@ Status Creation::function_named(const char* entry, gpu::Function& function) cons
   return gpu::find(vendor, folder_, entry, function);
 }
 
+Status Inference::inputs(int& count) const {
+  std::size_t given = 0;
+  ROCLINE_TRY(Status::from(api_, ort::ShapeInferContext_GetInputCount(api_, context_, &given)));
+  count = static_cast<int>(given);
+  return {};
+}
+
 Status Inference::input(int index, SymbolicShape& shape) const {
   Info owner(api_);  // the context keeps what it hands out: nothing here is released
   ort::TensorInfo* info = nullptr;

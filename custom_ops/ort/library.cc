@@ -1,8 +1,7 @@
 // RegisterCustomOps: every op of the library, for every provider and dtype, in one domain.
-#include <pthread.h>
-
 #include <new>
 
+#include "gpu/lock.h"
 #include "ort/op.h"
 
 namespace rocline {
@@ -152,12 +151,9 @@ Status domain_of(const ort::Api* api, ort::Domain*& domain) {
     ort::Domain* domain;
     Entry* next;
   };
-  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   static Entry* entries = nullptr;
-  struct Guard {
-    Guard() { pthread_mutex_lock(&lock); }
-    ~Guard() { pthread_mutex_unlock(&lock); }
-  } guard;
+  const Lock lock(mutex);
   for (Entry* entry = entries; entry; entry = entry->next)
     if (entry->api == api) {
       domain = entry->domain;

@@ -87,6 +87,8 @@ class Inference {
   Inference(const ort::Api* api, ort::ShapeContext* context, const Schema& schema)
       : api_(api), context_(context), schema_(schema) {}
 
+  // How many inputs the node has; optional ones left off its end do not count.
+  Status inputs(int& count) const;
   Status input(int index, SymbolicShape& shape) const;
   Status output(int index, const SymbolicShape& shape) const;
   // Output `index` has the shape of input `source`.
