@@ -127,7 +127,7 @@ def _save_processor(config: Any, folder: Path) -> None:
 
 
 def _fill(model: Any, seed: int) -> None:
-    """Draws every weight so that activations keep their scale; norms stay near what their initialiser chose."""
+    """Draws every weight so that activations keep their scale: norms near 1, biases near 0."""
     import numpy as np
     import torch
 
@@ -138,4 +138,5 @@ def _fill(model: Any, seed: int) -> None:
             if parameter.ndim >= 2:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
-                parameter.add_(noise, alpha=0.1)
+                # A vector of ones is a norm's; biases may have been drawn by torch.
+                parameter.copy_(torch.all(parameter == 1) + 0.1 * noise)

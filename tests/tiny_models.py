@@ -5,8 +5,8 @@ from typing import Any
 
 from rocline.export import random_models, recipes
 
-# The architectures that a recipe holds already, by its task.
-_RECIPES = {
+# The architectures that a recipe holds already.
+RECIPES = {
     "bert": "tiny-feature-extraction",
     "bert-tokens": "tiny-token-classification",
     "bert-spans": "tiny-question-answering",
@@ -67,13 +67,13 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-KINDS = (*_RECIPES, *_CONFIGS)
+KINDS = (*RECIPES, *_CONFIGS)
 
 
 def save(kind: str, folder: Path, *, seed: int = 0) -> str:
     """Writes the Hugging Face folder of one of `KINDS` (``folder`` must not exist); returns its task."""
-    if kind in _RECIPES:
-        recipe = recipes.load(_RECIPES[kind])
+    if kind in RECIPES:
+        recipe = recipes.load(RECIPES[kind])
         source = recipe.sources[0]
         assert isinstance(source, recipes.RandomSource)
         random_models.build(source.config, source.seed + seed, folder)

@@ -1,0 +1,18 @@
+import pytest
+
+from rocline.export.pipeline import export_model
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """`exported(source, **arguments)`: the model folder of a source, exported once for all tests here."""
+    folders = {}
+
+    def export(source, **arguments):
+        if source not in folders:
+            out = tmp_path_factory.mktemp("exported") / "model"
+            export_model(source, out, **arguments)
+            folders[source] = out
+        return folders[source]
+
+    return export
