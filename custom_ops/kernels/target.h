@@ -56,6 +56,12 @@ ROCLINE_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 ROCLINE_DEVICE u32 shuffle_bits(u32 value, u32 from) { return __shfl_sync(0xffffffffu, value, from); }
 ROCLINE_DEVICE u64 ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 
+// Adds to a whole number in shared or device memory, with no order between several adds.
+template <class Whole>
+ROCLINE_DEVICE void atomic_add(Whole* to, Whole value) {
+  atomicAdd(to, value);
+}
+
 ROCLINE_DEVICE float half_to_float(u16 bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -130,6 +136,11 @@ ROCLINE_DEVICE u64 ballot(bool vote) {
 #else
   return __builtin_amdgcn_ballot_w32(vote);
 #endif
+}
+
+template <class Whole>
+ROCLINE_DEVICE void atomic_add(Whole* to, Whole value) {
+  __hip_atomic_fetch_add(to, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 
 ROCLINE_DEVICE float half_to_float(u16 bits) { return static_cast<float>(bit_cast<_Float16>(bits)); }
