@@ -127,6 +127,10 @@ def _kind(module: Any, folder: Path) -> str:
 
 def _modes(folder: Path) -> tuple[str, ...]:
     config = read_object(folder, "config.json")
+    if config.get("include_prompt") is False:
+        raise ModelError(
+            f"{folder / 'config.json'}: include_prompt is false, expected true: prompts are pooled with texts"
+        )
     chosen = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]
     unknown = [name for name in chosen if name not in _MODES]
     if unknown or not chosen:

@@ -119,7 +119,7 @@ MALICIOUS = {
 
 @pytest.mark.parametrize("name", MALICIOUS)
 def test_a_template_that_does_what_it_must_not_is_refused_in_one_line(name):
-    with pytest.raises(ModelError, match="^model: chat template failed: ") as caught:
+    with pytest.raises(ModelError, match=r"^model: chat template failed: ") as caught:
         render(MALICIOUS[name])
     assert "\n" not in str(caught.value)
 
@@ -147,7 +147,7 @@ def test_what_is_no_message_is_refused(messages):
 
 
 def test_a_model_without_template_says_what_to_do(tmp_path):
-    with pytest.raises(ModelError, match="no chat template; .*rocline generate"):
+    with pytest.raises(ModelError, match=r"no chat template; .*rocline generate"):
         ChatTemplate.load(tmp_path, {})
 
 

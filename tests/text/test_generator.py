@@ -1,0 +1,249 @@
+import gc
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from transformers import AutoModelForCausalLM
+
+from rocline import Generator
+from rocline.errors import InputError, ModelError, RoclineError
+
+PROMPT = "The quick brown fox jumps over"
+
+
+def copied(folder, to, *, edit_model=None, **files):
+    """A copy of a model folder with an edited graph and JSON files changed by key."""
+    shutil.copytree(folder, to)
+    if edit_model is not None:
+        model = onnx.load(to / "model.onnx")
+        edit_model(model)
+        onnx.save(model, to / "model.onnx")
+    for name, changes in files.items():
+        path = to / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (to / "rocline.json").unlink(missing_ok=True)
+    return to
+
+
+def reference_tokens(folder, ids, new):
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([ids])
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new)
+    return out[0, ids.shape[1] :].tolist()
+
+
+def live_tensors():
+    gc.collect()
+    return sum(type(item).__name__ == "OrtValue" for item in gc.get_objects())
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_decoder):
+    with Generator(tiny_decoder("llama")[1]) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="module")
+def endless_generator(endless):
+    with Generator(endless) as generator:
+        yield generator
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 128])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_greedy_tokens_are_those_of_transformers_whatever_the_prefill_chunk(kind, chunk, tiny_decoder):
+    source, folder = tiny_decoder(kind)
+    with Generator(folder, prefill_chunk=chunk) as generator:
+        result = generator.generate(PROMPT, max_new_tokens=40)
+        expected = reference_tokens(source, generator.tokenizer.encode(PROMPT), 40)
+    assert list(result.tokens) == expected
+    assert result.prompt_tokens == len(PROMPT)
+
+
+def test_half_precision_models_generate(tiny_decoder):
+    folder = tiny_decoder("llama", dtype="fp16")[1]
+    with Generator(folder) as generator:
+        assert generator._decoder.empty_cache["past_key_values.0.key"].dtype == np.float16
+        result = generator.generate(PROMPT, max_new_tokens=20, temperature=0.8, seed=1)
+    assert len(result.tokens) == 20
+
+
+def test_pieces_join_to_the_text_and_are_whole_characters(endless_generator):
+    for seed in range(5):
+        options = {"max_new_tokens": 80, "temperature": 3.0, "seed": seed}
+        with endless_generator.stream(PROMPT, **options) as stream:
+            pieces = list(stream)
+        result = endless_generator.generate(PROMPT, **options)
+        assert "".join(pieces) == result.text == stream.result().text
+        assert all(pieces)
+        "".join(pieces).encode("utf-8")
+
+
+def test_the_same_seed_gives_the_same_answer(endless_generator):
+    def answer(seed):
+        return endless_generator.generate(PROMPT, max_new_tokens=30, temperature=1.5, seed=seed).tokens
+
+    assert answer(5) == answer(5)
+    assert answer(5) != answer(6)
+
+
+def test_an_eos_token_ends_the_answer_and_is_not_printed(tiny_decoder, tmp_path, generator):
+    free = generator.generate(PROMPT, max_new_tokens=12)
+    at = next(i for i, token in enumerate(free.tokens) if i >= 3 and token not in free.tokens[:i])
+    eos = free.tokens[at]
+    for name, value in (("one", eos), ("several", [259, eos])):
+        folder = copied(tiny_decoder("llama")[1], tmp_path / name, generation_config={"eos_token_id": value})
+        with Generator(folder) as ending:
+            result = ending.generate(PROMPT, max_new_tokens=12)
+        assert result.tokens == free.tokens[: at + 1]
+        assert result.finish_reason == "eos"
+        assert result.text == generator.generate(PROMPT, max_new_tokens=at).text
+
+
+def test_config_names_the_eos_where_generation_config_does_not(tiny_decoder, tmp_path):
+    source = tiny_decoder("llama")[1]
+    folder = copied(source, tmp_path / "model", generation_config={"eos_token_id": None}, config={"eos_token_id": 77})
+    with Generator(folder) as generator:
+        assert generator.config.eos_ids == {77}
+
+
+def test_a_stop_string_ends_the_answer_before_it_and_is_never_streamed(endless_generator):
+    free = endless_generator.generate(PROMPT, max_new_tokens=60, temperature=2.0, seed=2)
+    stop = free.text[20:24]
+    stream = endless_generator.stream(PROMPT, max_new_tokens=60, temperature=2.0, seed=2, stop=["no such text", stop])
+    pieces = list(stream)
+    assert "".join(pieces) == free.text[: free.text.index(stop)]
+    assert stream.finish_reason == "stop"
+    assert stream.tokens == free.tokens[: len(stream.tokens)]
+
+
+def test_the_longest_answer_is_max_new_tokens(endless_generator):
+    for wanted in (1, 2, 17):
+        result = endless_generator.generate(PROMPT, max_new_tokens=wanted)
+        assert (len(result.tokens), result.finish_reason) == (wanted, "length")
+
+
+def test_the_context_bounds_prompt_and_answer(tiny_decoder, tmp_path):
+    folder = copied(tiny_decoder("gpt2")[1], tmp_path / "model", config={"eos_token_id": None},
+                    generation_config={"eos_token_id": None})  # fmt: skip
+    with Generator(folder) as generator:
+        assert generator.config.context_length == 256
+        result = generator.generate("x" * 250, max_new_tokens=100)
+        assert (len(result.tokens), result.finish_reason) == (6, "length")
+        with pytest.raises(
+            InputError, match="the prompt is 256 tokens, expected fewer than the model's context of 256"
+        ):
+            generator.stream("x" * 256)
+
+
+def test_an_empty_prompt_starts_from_the_bos_token(generator, tiny_decoder, tmp_path):
+    expected = reference_tokens(tiny_decoder("llama")[0], [generator.config.bos_id], 8)
+    assert list(generator.generate("", max_new_tokens=8).tokens) == expected
+    nothing = {"bos_token_id": None}
+    folder = copied(tiny_decoder("llama")[1], tmp_path / "model", config=nothing, generation_config=nothing)
+    with Generator(folder) as other, pytest.raises(InputError, match="prompt is empty"):
+        other.stream("")
+
+
+def test_streams_open_at_once_do_not_disturb_each_other(endless_generator):
+    prompts = [PROMPT, "something else"]
+    alone = [endless_generator.generate(prompt, max_new_tokens=25).tokens for prompt in prompts]
+    streams = [endless_generator.stream(prompt, max_new_tokens=25) for prompt in prompts]
+    open_streams = list(streams)
+    while open_streams:
+        open_streams = [stream for stream in open_streams if next(stream, None) is not None]
+    assert [stream.tokens for stream in streams] == alone
+
+
+@pytest.mark.parametrize("leave", ["close", "with", "drop", "exception"])
+def test_leaving_early_frees_the_cache(leave, endless_generator):
+    before = live_tensors()
+    stream = endless_generator.stream(PROMPT, max_new_tokens=1000)
+    next(stream)
+    assert live_tensors() > before
+    if leave == "close":
+        stream.close()
+        stream.close()
+        assert list(stream) == []
+        with pytest.raises(InputError, match="the stream was closed after"):
+            stream.result()
+    elif leave == "with":
+        with stream:
+            next(stream)
+    elif leave == "exception":
+        with pytest.raises(KeyError), stream:
+            raise KeyError
+    else:
+        gc.disable()
+        try:
+            del stream
+        finally:
+            gc.enable()
+    assert live_tensors() == before
+
+
+def test_a_closed_generator_says_so_and_closes_twice(tiny_decoder):
+    generator = Generator(tiny_decoder("llama")[1])
+    stream = generator.stream(PROMPT)
+    next(stream)
+    generator.close()
+    generator.close()
+    with pytest.raises(RoclineError, match="closed"):
+        stream.result()
+    with pytest.raises(RoclineError, match="closed"):
+        generator.generate(PROMPT)
+
+
+def test_logits_that_are_no_numbers_are_an_error_that_names_the_place(tiny_decoder, tmp_path):
+    def poison(model):
+        (weight,) = [w for w in model.graph.initializer if w.name == "model.norm.weight"]
+        weight.CopyFrom(numpy_helper.from_array(np.full(tuple(weight.dims), np.nan, np.float32), weight.name))
+
+    folder = copied(tiny_decoder("llama")[1], tmp_path / "model", edit_model=poison)
+    with Generator(folder) as generator, pytest.raises(ModelError, match="the largest logit after token 30 is nan"):
+        generator.generate(PROMPT)
+
+
+def test_a_graph_with_unknown_inputs_is_refused_by_name(tiny_decoder, tmp_path):
+    def add_input(model):
+        model.graph.input.append(onnx.helper.make_tensor_value_info("pixel_values", 1, ["batch", 3]))
+
+    folder = copied(tiny_decoder("llama")[1], tmp_path / "model", edit_model=add_input)
+    with pytest.raises(ModelError, match="inputs pixel_values are unknown, expected a decoder-only model"):
+        Generator(folder)
+
+
+def test_an_encoder_is_refused(minilm, tmp_path):
+    with pytest.raises(ModelError, match="inputs token_type_ids are unknown"):
+        Generator(minilm)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, expected"),
+        ({"temperature": -1}, "temperature is -1, expected"),
+        ({"stop": "END"}, "stop: 'END' is a string"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_first_piece(options, message, generator):
+    with pytest.raises(InputError, match=message):
+        generator.stream(PROMPT, **options)
+
+
+def test_a_prompt_that_is_no_text_is_refused(generator):
+    with pytest.raises(InputError, match="prompt is a list, expected text"):
+        generator.stream([1, 2])
+
+
+def test_a_chat_is_the_prompt_that_the_template_makes(endless_generator):
+    messages = [{"role": "user", "content": "Hi"}]
+    assert endless_generator.chat_template.render(messages) == "[user: Hi]"
+    answer = endless_generator.chat(messages, max_new_tokens=12)
+    assert answer.tokens == endless_generator.generate("[user: Hi]", max_new_tokens=12).tokens
