@@ -130,22 +130,23 @@ def _shape_problem(
     name: str, shape: tuple[int, ...], wanted: tuple[int | str, ...], sizes: dict[str, tuple[int, str]]
 ) -> str | None:
     """Compares one shape; ``sizes`` holds what each symbol stands for so far, and which input said so."""
-    expected: list[int | str] = []
-    others: list[str] = []
+    others: dict[str, str] = {}
     fits = True
     for size, want in zip(shape, wanted, strict=True):
         if isinstance(want, int):
-            expected.append(want)
             fits = fits and size == want
-            continue
-        known, other = sizes.setdefault(want, (size, name)) if want != UNKNOWN else (size, name)
-        expected.append(want if other == name and known == size else known)
-        if known != size:
-            fits = False
-            others.append(other)
+        elif want != UNKNOWN:
+            known, other = sizes.setdefault(want, (size, name))
+            if known != size:
+                fits = False
+                others[want] = other
     if fits:
         return None
-    match = "".join(f" to match '{other}'" for other in dict.fromkeys(others) if other != name)
+    # A symbol that this input is the first to give a size, and gives but one, stays a symbol.
+    expected = [
+        sizes[want][0] if want in others or (want in sizes and sizes[want][1] != name) else want for want in wanted
+    ]
+    match = "".join(f" to match '{other}'" for other in dict.fromkeys(others.values()) if other != name)
     return f"input '{name}': shape {shape}, expected {_shape(expected)}{match}"
 
 

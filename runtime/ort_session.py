@@ -1,11 +1,13 @@
 """Creates ONNX Runtime sessions: quietly, with custom operators, and with errors of one line."""
 
+import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,14 @@ class Plan:
     widen: bool
 
     def create(
-        self, providers: Sequence[Provider], *, severity: int = ort_log.FATAL, optimized: Path | None = None
+        self, providers: Sequence[Provider], *, severity: int = ort_log.FATAL, save: Callable[[Any], None] | None = None
     ) -> tuple[Any, Log]:
         """Creates a session.
 
         Args:
             providers: those whose probe passed, in order.
             severity: what ONNX Runtime logs.
-            optimized: where to save the optimised graph, without its weights.
+            save: sets what the onnxruntime.SessionOptions need to save the optimised graph.
 
         Returns:
             The onnxruntime.InferenceSession, and what was logged; nothing if only the CPU was asked.
@@ -70,8 +72,8 @@ class Plan:
         config.enable_cpu_mem_arena = session_options.get("memory_arena", True)
         level = _LEVELS[session_options.get("graph_optimization", "all")]
         config.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-        if optimized is not None:
-            _save_graph_only(config, optimized)
+        if save is not None:
+            save(config)
         if _CUSTOM_OP_DOMAIN in self.outline.opsets:
             self._register_custom_ops(config)
         model: str | bytes = str(self.path)
@@ -98,7 +100,13 @@ class Plan:
         """
         with tempfile.TemporaryDirectory(prefix="rocline-") as folder:
             optimized = Path(folder) / "optimized.onnx"
-            _, log = self.create(providers, severity=ort_log.VERBOSE, optimized=optimized)
+            try:
+                _, log = self.create(
+                    providers, severity=ort_log.VERBOSE, save=partial(_save_without_weights, optimized)
+                )
+            except ModelError:
+                # ONNX Runtime 1.22 cannot save the weights of some graphs with subgraphs in a file of their own.
+                _, log = self.create(providers, severity=ort_log.VERBOSE, save=partial(_save, optimized))
             for line in log.lines:
                 whole = _PLACED_ALL.fullmatch(line)
                 if whole:
@@ -118,10 +126,14 @@ class Plan:
             raise RoclineError(f"{self.path}: needs rocline's custom operators: {essence(error)}") from error
 
 
-def _save_graph_only(config: Any, path: Path) -> None:
+def _save(path: Path, config: Any) -> None:
     config.optimized_model_filepath = str(path)
+
+
+def _save_without_weights(path: Path, config: Any) -> None:
+    _save(path, config)
     # ONNX Runtime writes the weights through this link, and then removes the link.
-    (path.parent / "weights").symlink_to("/dev/null")
+    (path.parent / "weights").symlink_to(os.devnull)
     config.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     config.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
 
