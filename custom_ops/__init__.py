@@ -20,7 +20,20 @@ DOMAIN = "rocline"
 VERSION = 1
 LIBRARY = "librocline_ops.so"
 
-__all__ = ["DOMAIN", "LIBRARY", "VERSION", "code_object_folders", "library_path", "register", "specs"]
+__all__ = ["DOMAIN", "LIBRARY", "VERSION", "cache_folder", "code_object_folders", "library_path", "register", "specs"]
+
+
+def cache_folder() -> Path:
+    """Where the library keeps what hiprtc compiled: ``ROCLINE_CACHE``, or below the user's cache folder.
+
+    Raises:
+        RoclineError: if the library is missing.
+    """
+    import ctypes
+
+    function = ctypes.CDLL(str(library_path())).rocline_cache_folder
+    function.restype = ctypes.c_char_p
+    return Path(os.fsdecode(function()))
 
 
 @cache

@@ -87,27 +87,35 @@ def compile_code_object(source: Path, architecture: str, out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         ir, obj, linked = (Path(folder) / name for name in ("kernel.ll", "kernel.o", "kernel.co"))
         # clang's own link step looks for a program named lld, which ziglang does not have: two steps and ld.lld.
+        language = [
+            "-x",
+            "hip",
+            "--cuda-device-only",
+            "--no-gpu-bundle-output",
+            "-nogpuinc",
+            "-std=c++17",
+            "-I",
+            str(FOLDER),
+        ]
+        strict = ["-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
         _run(
-            [*clang, "-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", "-nogpuinc", *target]
-            + [
-                "-std=c++17",
-                "-fno-math-errno",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-I",
-                FOLDER,
+            [
+                *clang,
+                *language,
+                *target,
+                *strict,
                 f"--offload-arch={architecture}",
-            ]
-            + ["-S", "-emit-llvm", source, "-o", ir],
+                "-S",
+                "-emit-llvm",
+                source,
+                "-o",
+                ir,
+            ],
             what,
         )
         # The first step has optimised: only code generation is left.
-        _run(
-            [*clang, "--target=amdgcn-amd-amdhsa", f"-mcpu={architecture}", *target]
-            + ["-Xclang", "-disable-llvm-passes", "-c", ir, "-o", obj],
-            what,
-        )
+        target += ["--target=amdgcn-amd-amdhsa", f"-mcpu={architecture}", "-Xclang", "-disable-llvm-passes"]
+        _run([*clang, *target, "-c", ir, "-o", obj], what)
         _run([*lld, "-shared", obj, "-o", linked], what)
         linked.replace(out)
 

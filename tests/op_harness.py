@@ -1,12 +1,14 @@
 """Runs an op's cases through ONNX Runtime, with every buffer between guard pages; shared by CPU and GPU tests."""
 
 import ctypes
+import dataclasses
 import mmap
 import zlib
 
 import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
+
 from rocline import custom_ops
 
 ELEMENTS = {
@@ -52,6 +54,10 @@ def expected(spec, case, arrays):
     floats = {a.name for a in spec.inputs if a.dtype == "T"}
     widened = {name: array.astype(np.float32) if name in floats else array for name, array in arrays.items()}
     return spec.reference(widened, case.attributes)
+
+
+def replace_attributes(case, attributes):
+    return dataclasses.replace(case, attributes=attributes)
 
 
 def make_model(spec, case, dtype, arrays, types=None):
@@ -172,6 +178,6 @@ def compare(spec, dtype, got, wanted):
         if excess.size and excess.max() > 0:
             at = np.unravel_index(int(excess.argmax()), excess.shape)
             raise AssertionError(
-                f"{spec.name} {dtype} {name}{list(map(int, at))}: {values[at]:.9g}, expected {reference[at]:.9g} within "
-                f"{tolerance}; {int((excess > 0).sum())} of {excess.size} elements are off"
+                f"{spec.name} {dtype} {name}{list(map(int, at))}: {values[at]:.9g}, expected {reference[at]:.9g} "
+                f"within {tolerance}; {int((excess > 0).sum())} of {excess.size} elements are off"
             )

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import op_harness as harness
 import pytest
+
 from rocline import custom_ops
 
 SPECS = custom_ops.specs()
