@@ -21,15 +21,16 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Kernel:
-    """One registration: the operator versions ``since`` to ``until`` (None: just ``since``'s own), for ``types``.
+    """One registration: the operator versions ``since`` to ``until`` (None: just ``since``'s own), for some types.
 
     Attributes:
-        types: NumPy names, or ``bfloat16``; empty where the kernel's name does not tell them.
+        floats: NumPy names, or ``bfloat16``; empty where the kernel's name does not tell them, as with operators that
+            only move data and are registered for every type, or by the type of their indices.
     """
 
     since: int
     until: int | None
-    types: frozenset[str]
+    floats: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Target:
         accepted = {DTYPES[dtype]} | ({"float32"} if dtype in self.widens else set())
         untyped = dtype != "bf16" or op_type in self.moves
         return any(
-            _covers(kernel, version) and (not accepted.isdisjoint(kernel.types) if kernel.types else untyped)
+            _covers(kernel, version) and (not accepted.isdisjoint(kernel.floats) if kernel.floats else untyped)
             for kernel in self.kernels.get((domain or "ai.onnx", op_type), ())
         )
 
@@ -123,7 +124,7 @@ def read_kernels(path: Path) -> dict[tuple[str, str], tuple[Kernel, ...]]:
     for line in path.read_text("utf-8").splitlines():
         domain, op, versions, *types = line.split()
         since, _, until = versions.partition("-")
-        single = frozenset(name for group in types for name in group.split("/"))
-        kernel = Kernel(int(since), int(until) if until else None, single)
+        floats = frozenset(name for group in types for name in group.split("/") if "float" in name)
+        kernel = Kernel(int(since), int(until) if until else None, floats)
         kernels[domain, op] = (*kernels.get((domain, op), ()), kernel)
     return kernels
