@@ -3,7 +3,6 @@
 `SESSION_OPTIONS` are rocline's own; every other key belongs to a provider (`rocline.runtime.providers`).
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +98,8 @@ def _unknown(name: str, providers: Iterable[Provider]) -> str:
         asked = ", ".join(provider.name for provider in providers)
         return f"option '{name}': belongs to {' and '.join(others)}, but the session asks for {asked}"
     known = [*SESSION_OPTIONS, *(key for provider in providers for key in provider.options)]
+    import difflib
+
     near = difflib.get_close_matches(name, known, 1)
     names = ", ".join(dict.fromkeys(known))
     return f"option '{name}': unknown" + (f", did you mean '{near[0]}'?" if near else f", expected one of {names}")
