@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--rounds N]
 
-The bounds: `rocline --help` under 0.3 s, `import rocline` under 0.15 s. Where other processes share the machine, wall time
-says little: processor time is printed beside it.
+The bounds: `rocline --help` under 0.3 s, `import rocline` under 0.15 s. Where other processes share the machine, wall
+time says little: processor time is printed beside it.
 """
 
 import argparse

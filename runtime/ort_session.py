@@ -77,10 +77,14 @@ class Plan:
         if _CUSTOM_OP_DOMAIN in self.outline.opsets:
             self._register_custom_ops(config)
         model: str | bytes = str(self.path)
+        weights: list[Any] = []
         if self.widen:
             from rocline.runtime.widen import load_widened
 
-            model = load_widened(self.path)
+            widened = load_widened(self.path)
+            model = widened.model
+            weights = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in widened.weights.values()]
+            config.add_external_initializers(list(widened.weights), weights)
         chosen = [(row.ort_name, self.options.providers.get(row.name, {})) for row in providers]
         # A provider library writes to stderr whatever severity the session has; the CPU provider is built in.
         quiet = severity == ort_log.FATAL and all(row is CPU for row in providers)
@@ -90,6 +94,8 @@ class Plan:
                 session = onnxruntime.InferenceSession(model, config, providers=chosen)
         except Exception as error:
             raise ModelError(f"{self.path}: {_load_problem(essence(error), onnxruntime.__version__)}") from error
+        # ONNX Runtime reads these where they are: they must live as long as the session.
+        session.rocline_weights = weights
         return session, log
 
     def placement(self, providers: Sequence[Provider]) -> dict[str, dict[str, int]]:

@@ -5,21 +5,59 @@ are no longer rounded to bfloat16 on the way.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
+from onnx.external_data_helper import load_external_data_for_model, load_external_data_for_tensor, uses_external_data
+
+Array = np.ndarray[Any, Any]
 
 _TYPE_ATTRIBUTES = ("to", "dtype")
 
 
-def load_widened(path: Path) -> bytes:
-    """Reads a model with its external data, widens it, and returns it serialised."""
-    model = onnx.load(path)
+@dataclass(frozen=True)
+class Widened:
+    """A widened model, ready to be loaded.
+
+    Attributes:
+        model: the serialised model; of the tensors in ``weights`` it holds the outline only.
+        weights: the large float32 tensors by name, kept apart since a serialised model ends at 2 GB.
+    """
+
+    model: bytes
+    weights: dict[str, Array]
+
+
+def load_widened(path: Path, *, apart_from: int = 1 << 20) -> Widened:
+    """Reads a model with its external data and widens it; needs no more memory than the result and one tensor.
+
+    Args:
+        path: the ONNX file.
+        apart_from: bytes from which a float32 tensor is kept apart.
+    """
+    model = onnx.load(path, load_external_data=False)
+    weights = {}
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+        _widen_tensor(tensor)
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.raw_data) >= apart_from:
+            weights[tensor.name] = np.frombuffer(tensor.raw_data, "<f4").reshape(tensor.dims)
+            tensor.ClearField("raw_data")
+    load_external_data_for_model(model, str(path.parent))
     widen_bfloat16(model)
-    content: bytes = model.SerializeToString()
-    return content
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            # ONNX Runtime takes a tensor from memory only in place of one that lies in another file.
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="memory")
+    return Widened(model.SerializeToString(), weights)
 
 
 def widen_bfloat16(model: ModelProto) -> None:

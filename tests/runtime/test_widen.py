@@ -1,5 +1,7 @@
 """A bfloat16 model widened to float32 holds the same weights and runs on the CPU."""
 
+import gc
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ from small_models import BFLOAT16, FLOAT
 
 import rocline
 from rocline.runtime import bfloat16
-from rocline.runtime.widen import widen_bfloat16
+from rocline.runtime.widen import load_widened, widen_bfloat16
 
 BITS = np.arange(1 << 16, dtype=np.uint16)
 
@@ -83,6 +85,34 @@ def test_external_weights_are_widened(tmp_path):
     feeds = {"x": np.ones((8, 8), np.float32), "flag": np.array(False)}
     outputs = [rocline.Session(path, ["cpu"]).run(feeds)["y"] for path in (tmp_path / "model.onnx", inside)]
     assert np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_large_weights_are_kept_apart(tmp_path, inside):
+    """As they must be past 2 GB, where a model cannot be serialised."""
+    proto, weights = layered(FLOAT)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=not inside, location="w.bin", size_threshold=0)
+    widened = load_widened(path, apart_from=256)
+    assert widened.weights.keys() == {"w"}
+    assert np.array_equal(widened.weights["w"], weights.astype(np.float32))
+    assert len(load_widened(path, apart_from=257).model) > len(widened.model) + 200
+
+
+def test_weights_apart_live_as_long_as_the_session(tmp_path):
+    weights = np.random.default_rng(0).standard_normal((1024, 512)).astype(ml_dtypes.bfloat16)
+    proto = small_models.model(
+        [helper.make_node("Cast", ["x"], ["b"], to=BFLOAT16), helper.make_node("MatMul", ["b", "w"], ["y"])],
+        [("x", FLOAT, [1, 1024])],
+        [("y", BFLOAT16, [1, 512])],
+        [helper.make_tensor("w", BFLOAT16, weights.shape, weights.tobytes(), raw=True)],
+    )
+    with rocline.Session(small_models.save(proto, tmp_path), ["cpu"]) as session:
+        gc.collect()
+        _ = [np.full((1024, 512), np.nan, np.float32) for _ in range(8)]
+        y = session.run({"x": np.eye(1, 1024, dtype=np.float32)})["y"]
+        assert np.array_equal(y[0], weights[0].astype(np.float32))
+        assert session.report.placement == {"CPUExecutionProvider": {"MatMul": 1}}
 
 
 def test_a_float32_model_is_left_alone(tmp_path):
