@@ -73,6 +73,12 @@ def compare(path: Path, case: Case) -> list[tuple[str, float, float]]:
     return layers
 
 
+def peak(case: Case) -> tuple[str, float]:
+    """Returns the layer with the largest output in PyTorch, and the largest absolute value in it."""
+    peaks = ((name, float(np.abs(output).max(initial=0.0))) for name, output in _module_outputs(case))
+    return max(peaks, key=lambda entry: entry[1], default=("", 0.0))
+
+
 def _farthest(got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None) -> float:
     from rocline.export import parity
 
@@ -148,7 +154,7 @@ def _run(
     names = [output.name for output in model.graph.output]
     onnx.load_external_data_for_model(model, str(path.parent))
     onnx.save_model(model, folder / path.name, save_as_external_data=True, location="weights")
-    session = parity.open_session(folder / path.name, stack, interface=graph_files.interface(path))
+    session, _ = parity.open_session(folder / path.name, stack)
     try:
         return dict(zip(names, session.run(names, case.feeds), strict=True))
     except Exception as error:

@@ -60,8 +60,9 @@ class _Conversion:
         self.limits: Any = ml_dtypes.finfo(self.half.numpy())  # type: ignore[no-untyped-call]
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.constants: dict[tuple[ir.Value, ir.DataType, bool], ir.Value] = {}
-        self.clamped: list[str] = []
+        self.clamped: dict[str, None] = {}
         self.names = {output.name for node in model.graph.all_nodes() for output in node.outputs}
+        self.names.update(name for graph in (model.graph, *model.graph.subgraphs()) for name in graph.initializers)
 
     def run(self) -> list[str]:
         self._drop_idle_casts()
@@ -91,7 +92,8 @@ class _Conversion:
             lacking
         )
         if self.clamped:
-            notes.append(f"clamped constants outside the range of {self.name}: {', '.join(self.clamped)}")
+            first = ", ".join(list(self.clamped)[:3])
+            notes.append(f"clamped {len(self.clamped)} constants outside the range of {self.name}: {first}")
         return notes
 
     def _drop_idle_casts(self) -> None:
@@ -137,22 +139,17 @@ class _Conversion:
                     inner.outputs[index] = self._as(value, self.half, None)
 
     def _drop_unused(self) -> None:
-        """Removes constants that have been converted, whose names go to what replaced them."""
+        """Removes constants that have been converted; what replaced an initializer takes its name."""
         for (value, _, _), made in self.constants.items():
-            name, producer = value.name, value.producer()
+            producer, graph, name = value.producer(), value.graph, value.name
             if made is value or value.uses() or value.is_graph_output():
                 continue
-            if producer is not None:
-                assert producer.graph is not None
+            if producer is not None and producer.graph is not None:
                 producer.graph.remove(producer, safe=True)
-            elif value.graph is not None and name is not None:
-                del value.graph.initializers[name]
-            else:
-                continue
-            value.name = None
-            # Two branches may each have had a constant of that name.
-            if name is not None and made.graph is not None and name not in made.graph.initializers:
-                made.name = name
+            elif graph is not None and name is not None and name in graph.initializers:
+                del graph.initializers[name]
+                if made.graph is graph:
+                    made.name = name
 
     def _runs(self, node: ir.Node) -> bool:
         """Tells whether the target computes a node in the half type; nodes without floats need nothing."""
@@ -253,7 +250,8 @@ class _Conversion:
         if not outside.any():
             return array
         limit = largest if bounding else largest / 2
-        self.clamped.append(f"{name} ({array[outside].flat[0]:.3g} to {np.sign(array[outside].flat[0]) * limit:.4g})")
+        first = array[outside].flat[0]
+        self.clamped[f"{name} ({first:.3g} to {np.sign(first) * limit:.4g})"] = None
         return np.where(outside, np.clip(array, -limit, limit), array)
 
     def _fresh(self, name: str) -> str:

@@ -14,7 +14,7 @@ from rocline.errors import ExportError, ParityError
 from rocline.export import graph_files
 from rocline.export.reference import Case
 from rocline.export.targets import Target
-from rocline.runtime.manifest import OnnxModel, Parity
+from rocline.runtime.manifest import Parity
 
 # The largest difference to PyTorch in fp32, by the dtype of the exported model, that an export accepts by default.
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1}
@@ -75,7 +75,8 @@ def measure(
 
     Raises:
         ParityError: an output differs by more than the bound, has another shape, or is NaN or infinite where PyTorch's
-            is not. The message names the worst output, its place, both values, and the first diverging layer.
+            is not; or an fp16 file holds a layer that PyTorch takes out of fp16's range. The message names the worst
+            output, its place, both values, and the first diverging layer.
         ExportError: ONNX Runtime does not load or run a file.
     """
     found: list[Difference] = []
@@ -83,52 +84,73 @@ def measure(
         own = [case for case in cases if case.model == name]
         if own:
             with ExitStack() as stack:
-                session = open_session(path, stack)
+                session, dtype = open_session(path, stack)
                 for case in own:
                     found.extend(_compare_case(session, case))
+            if dtype == "fp16" and torch_model is not None:
+                _check_range(own)
     worst = max(found, key=lambda difference: difference.max_abs, default=None)
     if worst is not None and not worst.max_abs <= bound:
         raise ParityError(_failure(worst, onnx_files[worst.case.model], bound, against, target, torch_model))
     return _rows(found, bound, against, inputs)
 
 
-def open_session(path: Path, stack: ExitStack, *, interface: OnnxModel | None = None) -> Any:
+def open_session(path: Path, stack: ExitStack) -> tuple[Any, str]:
     """Opens an ONNX file on ONNX Runtime's CPU provider, quietly, with rocline's operators where the file uses them.
 
     Args:
         path: the ONNX file.
         stack: keeps what the session needs (a widened copy of a bf16 file) until it is closed.
-        interface: the file's, where it is known already.
+
+    Returns:
+        The InferenceSession, and the dtype of the file's weights.
 
     Raises:
         ExportError: ONNX Runtime does not load it.
     """
     import onnxruntime
 
-    interface = interface or graph_files.interface(path)
+    model = graph_files.load(path)
+    dtype = graph_files.weight_dtype(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if "rocline" in interface.opsets:
+    if any(entry.domain == "rocline" for entry in model.opset_import):
         from rocline import custom_ops
 
         options.register_custom_ops_library(str(custom_ops.library_path()))
-    if any(spec.dtype == "bfloat16" for spec in (*interface.inputs, *interface.outputs)):
-        path = _widened(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    if dtype == "bf16":
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _save_widened(model, path.parent, folder / path.name)
+        path = folder / path.name
+    del model
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), dtype
     except Exception as error:
         raise ExportError(f"{path.name}: ONNX Runtime does not load it: {' '.join(str(error).split())}") from error
 
 
-def _widened(path: Path, folder: Path) -> Path:
+def _save_widened(model: Any, weights: Path, path: Path) -> None:
     import onnx
 
     from rocline.runtime.widen import widen_bfloat16
 
-    model = onnx.load_model(path)
+    onnx.load_external_data_for_model(model, str(weights))
     widen_bfloat16(model)
-    onnx.save_model(model, folder / path.name, save_as_external_data=True, location="weights")
-    return folder / path.name
+    onnx.save_model(model, path, save_as_external_data=True, location="weights")
+
+
+def _check_range(cases: list[Case]) -> None:
+    """Refuses fp16 for a model whose layers leave its range in PyTorch: the CPU computes fp16 in fp32 and hides it."""
+    from rocline.export import diverge
+
+    largest = float(np.finfo(np.float16).max)
+    for case in cases:
+        layer, value = diverge.peak(case)
+        if value > largest:
+            raise ParityError(
+                f"{case.model}: layer {layer} reaches {value:.3g} in PyTorch, fp16 holds up to {largest:.0f}: "
+                "choose bf16 or fp32"
+            )
 
 
 def _compare_case(session: Any, case: Case) -> list[Difference]:
