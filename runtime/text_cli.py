@@ -1,7 +1,9 @@
 """The commands ``generate``, ``chat`` and ``embed``: parse, call the API, print."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,9 @@ def generate(model: Path, prompt: str, as_json: bool, session_arguments: dict[st
 
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")
-    with Generator(model, **session_arguments) as generator, generator.stream(prompt, **options) as stream:
+    with _interrupted_at_once():
+        generator = Generator(model, **session_arguments)
+    with generator, generator.stream(prompt, **options) as stream:
         if not as_json:
             for piece in stream:
                 click.echo(piece, nl=False)
@@ -90,7 +94,9 @@ def chat(model: Path, system: str | None, session_arguments: dict[str, Any], **o
         import readline  # noqa: F401 - gives input() line editing and history
     start = [{"role": "system", "content": system}] if system is not None else []
     messages = list(start)
-    with Generator(model, **session_arguments) as generator:
+    with _interrupted_at_once():
+        generator = Generator(model, **session_arguments)
+    with generator:
         while (line := _read_line(interactive)) not in (None, "/exit"):
             if line == "/reset":
                 messages = list(start)
@@ -133,7 +139,9 @@ def embed(
     from rocline.runtime.embedder import Embedder
     from rocline.runtime.tensors import save, to_json
 
-    with Embedder(model, **session_arguments) as embedder:
+    with _interrupted_at_once():
+        embedder = Embedder(model, **session_arguments)
+    with embedder:
         vectors = embedder.embed(lines, prompt_name=prompt_name)
         active, source = embedder.report.active, embedder.config.source
     if output is not None:
@@ -150,6 +158,16 @@ def embed(
         for vector, line in zip(vectors, lines, strict=True):
             click.echo(" ".join(f"{value:.6f}" for value in vector) + f"  {line}")
     click.echo(f"{len(lines)} vectors of {vectors.shape[1]} numbers, {source}, {', '.join(active)}", err=True)
+
+
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the process while a model loads: one long call, in which Python's own handler would wait."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _turn(

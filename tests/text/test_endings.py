@@ -73,6 +73,10 @@ def cpu_seconds(child):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def resident_bytes(child):
+    return int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture
 def terminal():
     """A pseudo terminal: the descriptors of its two ends."""
@@ -106,6 +110,14 @@ def test_ctrl_c_ends_a_piped_chat(endless):
     assert child.stdout.read(20)
     child.send_signal(signal.SIGINT)
     ending(child, status=130)
+
+
+def test_ctrl_c_ends_the_loading_of_a_model(smollm2):
+    child = start("generate", smollm2, "--prompt", "Hi")
+    # The file is mapped or read by the time that this much memory is in use.
+    wait_until(lambda: resident_bytes(child) > 400e6)
+    child.send_signal(signal.SIGINT)
+    ending(child, status=-signal.SIGINT)
 
 
 def test_ctrl_c_ends_a_long_prefill(smollm2):
