@@ -21,8 +21,7 @@ class InputCheck:
     def __init__(self, inputs: Sequence[TensorSpec], optional: Sequence[TensorSpec] = ()) -> None:
         self._specs = {spec.name: spec for spec in (*inputs, *optional)}
         self._required = tuple(spec.name for spec in inputs)
-        plans = {name: _plan(spec) for name, spec in self._specs.items()}
-        self._plans = {name: plan for name, plan in plans.items() if plan is not None}
+        self._plans = {name: _plan(spec) for name, spec in self._specs.items()}
 
     def __call__(self, feeds: Mapping[str, Any]) -> None:
         """Checks names, dtypes, ranks, fixed dimensions, and that a symbol has one size in all inputs.
@@ -30,33 +29,34 @@ class InputCheck:
         Raises:
             InputError: one line with every problem.
         """
+        if not self._fit(feeds):
+            raise InputError(self._explain(feeds))
+
+    def _fit(self, feeds: Mapping[str, Any]) -> bool:
+        plans = self._plans
         sizes: dict[str, int] = {}
-        names = self._specs
-        if len(feeds) < len(self._required):
-            raise InputError(self._explain(feeds))
-        found = 0
         for name, array in feeds.items():
-            if name not in names:
-                raise InputError(self._explain(feeds))
-            plan = self._plans.get(name)
-            if plan is not None:
-                dtype, rank, fixed, symbols = plan
-                exact = array.__class__ is np.ndarray and array.dtype is dtype
-                # Rarer, and as good: a subclass of ndarray, an equal dtype that is another object, any kind of string.
-                if not exact and not (isinstance(array, np.ndarray) and _same_dtype(array.dtype, dtype)):
-                    raise InputError(self._explain(feeds))
-                shape = array.shape
-                if len(shape) != rank and rank is not None:
-                    raise InputError(self._explain(feeds))
-                for axis, size in fixed:
-                    if shape[axis] != size:
-                        raise InputError(self._explain(feeds))
-                for axis, symbol in symbols:
-                    if sizes.setdefault(symbol, shape[axis]) != shape[axis]:
-                        raise InputError(self._explain(feeds))
-            found += 1
-        if len(self._specs) != found and any(name not in feeds for name in self._required):
-            raise InputError(self._explain(feeds))
+            plan = plans.get(name, _UNKNOWN_NAME)
+            if plan is None:
+                continue
+            if plan is _UNKNOWN_NAME:
+                return False
+            dtype, rank, fixed, symbols = plan
+            exact = array.__class__ is np.ndarray and array.dtype is dtype
+            # Rarer, and as good: a subclass of ndarray, an equal dtype that is another object, any kind of string.
+            if not exact and not (isinstance(array, np.ndarray) and _same_dtype(array.dtype, dtype)):
+                return False
+            shape = array.shape
+            if len(shape) != rank and rank is not None:
+                return False
+            for axis, size in fixed:
+                if shape[axis] != size:
+                    return False
+            for axis, symbol in symbols:
+                size = shape[axis]
+                if sizes.setdefault(symbol, size) != size:
+                    return False
+        return len(feeds) == len(plans) or all(name in feeds for name in self._required)
 
     def _explain(self, feeds: Mapping[str, Any]) -> str:
         problems = [f"input '{name}': missing, expected {_describe(self._specs[name])}" for name in self._required
@@ -88,6 +88,7 @@ class InputCheck:
 
 
 _Plan = tuple[np.dtype[Any], int | None, tuple[tuple[int, int], ...], tuple[tuple[int, str], ...]]
+_UNKNOWN_NAME: _Plan = (np.dtype(bool), None, (), ())
 
 
 def _plan(spec: TensorSpec) -> _Plan | None:
