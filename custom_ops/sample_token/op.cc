@@ -100,15 +100,12 @@ class SampleToken final : public Kernel {
     Tensor tokens, workspace;
     ROCLINE_TRY(context.output(0, Shape(batch), tokens));
     ROCLINE_TRY(context.output(1, Shape(batch, layout.words), workspace));
-    if (reinterpret_cast<std::uintptr_t>(workspace.data) % 16)
-      return Status::error(ort::Error::invalid_argument, "output 'workspace': bound at %p, expected a multiple of 16",
-                           workspace.data);
     call.logits = logits.data;
     call.previous = previous.as<const std::int64_t>();
     call.previous_count = previous.present ? previous.shape[1] : 0;
     call.batch = batch;
     call.vocab = vocab;
-    call.workspace = workspace.as<std::int64_t>();
+    call.workspace = workspace.as<std::int64_t>() + reinterpret_cast<std::uintptr_t>(workspace.data) % 16 / 8;
     call.tokens = tokens.as<std::int64_t>();
     const auto step = [&](int index) -> sampling::i64 { return context.input(index).shape[0] == 1 ? 0 : 1; };
     call.parameters = {context.input(kTemperature).as<const float>(),

@@ -26,6 +26,7 @@ constexpr u32 kNoRank = 1u << 28;            // behind every token; padding of a
 constexpr u32 kFirst = 2048, kSecond = 512, kThird = 256;
 constexpr u32 kHistogram = kFirst + 2 * (kSecond + kThird);
 constexpr u32 kStateWords = 24;
+constexpr u32 kSpareWords = 2;  // a workspace at an odd multiple of 8 bytes is used from the next word on
 
 // The node's inputs that are neither logits nor seen tokens; each holds one value for all rows (step 0) or one a row (1).
 struct Parameters {
@@ -200,7 +201,7 @@ ROCLINE_SAMPLING Layout layout_of(i64 vocab) {
   out.weights = out.ties + even;
   out.counts = out.weights + kHistogram;
   out.state = out.counts + kHistogram / 2;
-  out.words = out.state + kStateWords;
+  out.words = out.state + kStateWords + kSpareWords;
   return out;
 }
 

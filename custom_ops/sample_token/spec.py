@@ -48,7 +48,7 @@ def _infer(shapes: Mapping[str, Shape], attributes: Mapping[str, Any]) -> dict[s
     batch, vocab = shapes["logits"]
     chunks = -(-vocab // CHUNK)
     even_chunks = chunks + chunks % 2
-    words = chunks * CHUNK // 2 + 3 * even_chunks + (2048 + 2 * (512 + 256)) * 3 // 2 + 24
+    words = chunks * CHUNK // 2 + 3 * even_chunks + (2048 + 2 * (512 + 256)) * 3 // 2 + 26
     return {"tokens": (batch,), "workspace": (batch, words)}
 
 
