@@ -1,5 +1,6 @@
 """Creates ONNX Runtime sessions: quietly, with custom operators, and with errors of one line."""
 
+import logging
 import os
 import re
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 from rocline.errors import ModelError, RoclineError
 from rocline.runtime import onnx_file, ort_log
 from rocline.runtime.options import Options
-from rocline.runtime.ort_log import Log, essence
+from rocline.runtime.ort_log import LOGGER, Log, essence
 from rocline.runtime.providers import CPU, Provider
 
 _CUSTOM_OP_DOMAIN = "rocline"
@@ -66,6 +67,8 @@ class Plan:
         import onnxruntime
 
         config = onnxruntime.SessionOptions()
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            severity = min(severity, ort_log.WARNING)
         config.log_severity_level = severity
         session_options = self.options.session
         config.intra_op_num_threads = session_options.get("threads", 0)

@@ -220,6 +220,19 @@ def test_a_child_process_prints_one_line(matmul):
     assert "onnxruntime:" not in line
 
 
+def test_onnxruntime_speaks_to_the_logger(tmp_path, caplog, capfd):
+    proto = small_models.matmul()
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+    path = small_models.save(proto, tmp_path)
+    rocline.Session(path, ["cpu"])
+    assert not caplog.records
+    caplog.set_level(logging.DEBUG, "rocline")
+    rocline.Session(path, ["cpu"])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("onnxruntime: Initializer w appears in graph inputs")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_placement_counts_the_nodes_of_the_optimised_graph(tmp_path, capfd):
     nodes = [
         helper.make_node("Identity", ["x"], ["a"]),
