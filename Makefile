@@ -45,7 +45,8 @@ test-slow: env
 test-full: test test-slow
 
 wheel: env
-	$(call step,wheel,$(PIP) wheel --quiet --no-deps --wheel-dir dist .)
+	$(call step,wheel,rm -rf dist && $(PIP) wheel --quiet --no-deps --wheel-dir dist . \
+	  && $(BIN)/wheel tags --remove --platform-tag manylinux_2_28_$$(uname -m) dist/*.whl)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
