@@ -55,7 +55,15 @@ _OPTIONS: Sequence[Callable[[Callable[..., None]], Callable[..., None]]] = (
         "[default: rocm, then cpu]",
     ),
     click.option("--strict", is_flag=True, help="Fail where a provider asked for cannot be used."),
-    click.option("--device-id", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU."),
+    click.option(
+        "--device-id",
+        "--device",
+        "device_id",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Which GPU.",
+    ),
     click.option("--threads", type=click.IntRange(min=0), help="CPU threads in one operator; 0: one a core."),
     click.option("--memory-arena/--no-memory-arena", default=None, help="Keep freed CPU memory for later runs."),
     click.option(

@@ -164,7 +164,7 @@ def save(arrays: Mapping[str, Array], files: Mapping[str, Path]) -> None:
         InputError: a file cannot be written.
     """
     folder = next(iter(files.values())).parent
-    existed = folder.exists()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".rocline-", dir=folder) as staging:
@@ -178,7 +178,7 @@ def save(arrays: Mapping[str, Array], files: Mapping[str, Path]) -> None:
             for file in files.values():
                 os.replace(Path(staging) / file.name, file)  # noqa: PTH105
     except OSError as error:
-        if not existed:
+        for path in created:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                path.rmdir()
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None

@@ -173,8 +173,8 @@ def test_nothing_is_left_of_outputs_that_cannot_be_saved(matmul, ones, tmp_path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    result = rocline("run", matmul, "--input", f"x={ones}", "--output", tmp_path / "out", *CPU)
-    assert result.err == f"rocline: {tmp_path}/out: cannot be written: No space left on device\n"
+    result = rocline("run", matmul, "--input", f"x={ones}", "--output", tmp_path / "out/put", *CPU)
+    assert result.err == f"rocline: {tmp_path}/out/put: cannot be written: No space left on device\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -197,6 +197,7 @@ def test_nothing_is_left_of_outputs_that_cannot_be_saved(matmul, ones, tmp_path,
         (["--random", "--option", "memory_arena=2"], 2, "option 'memory_arena': '2', expected true or false"),
         (["--random", "--option", "use_tf32=1"], 1, "option 'use_tf32': belongs to cuda"),
         (["--random", "--threads", "-1"], 2, "--threads"),
+        (["--random", "--device", "7", "--provider", "rocm", "--strict"], 1, "libamdhip64.so.7"),
         (["--random", "--verify"], 1, "nothing to verify against"),
     ],
 )

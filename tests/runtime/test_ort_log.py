@@ -62,8 +62,8 @@ def test_descriptors_come_back_after_an_error(capfd):
         ("[ONNXRuntimeError] : 1 : FAIL : /root/graph.cc:4319 onnx::GraphProto onnxruntime::Graph::To(const P&) const "
          "relative() was false. \n\n", "relative() was false."),
         ("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running If node. Name:'a' Status "
-         "Message: Non-zero status code returned while running MatMul node. Name:'b' Status Message: matmul_helper.h:59 "
-         "Compute MatMul dimension mismatch", "MatMul node 'b': MatMul dimension mismatch"),
+         "Message: Non-zero status code returned while running MatMul node. Name:'b' Status Message: "
+         "matmul_helper.h:59 Compute MatMul dimension mismatch", "MatMul node 'b': MatMul dimension mismatch"),
         ("two\nlines", "two lines"),
     ],
 )  # fmt: skip
