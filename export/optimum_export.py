@@ -10,6 +10,7 @@ from rocline.errors import ExportError
 from rocline.export import tasks
 from rocline.export.quiet import one_line, quiet
 from rocline.export.sources import Checkpoint
+from rocline.runtime import onnx_file
 
 # Checkpoints with another head have no pooler; feature-extraction returns the hidden states below it.
 _UNUSED_WEIGHTS = {"feature-extraction": ("pooler.",)}
@@ -112,7 +113,13 @@ def trace(model: Any, task: str, folder: Path, *, opset: int) -> list[Path]:
             parts = {"model": (model, config)}
         names = [f"{part}.onnx" for part in parts]
         try:
-            export_models(parts, folder, opset=opset, output_names=names, input_shapes=_dummy_shapes(model.config))
+            shapes = _dummy_shapes(model.config)
+            export_models(
+                parts, folder, opset=opset, output_names=names, input_shapes=shapes, disable_dynamic_axes_fix=True
+            )
+            for name, (_, part) in zip(names, parts.values(), strict=True):
+                if _has_unknown_axes(folder / name, part):
+                    part.fix_dynamic_axes(folder / name, input_shapes=shapes, dtype="fp32")
             _, names = config.post_process_exported_models(folder, parts, names)
         except OSError:
             raise
@@ -133,6 +140,16 @@ def _dummy_shapes(config: Any) -> dict[str, int]:
     if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
         shapes["nb_max_frames"] = 2 * config.max_source_positions
     return shapes
+
+
+def _has_unknown_axes(path: Path, config: Any) -> bool:
+    """Tells whether the tracer named an axis of an output itself, which may be one of fixed size.
+
+    Optimum finds out by loading the file into ONNX Runtime, which takes seconds for a large model.
+    """
+    known = {name for axes in (*config.inputs.values(), *config.outputs.values()) for name in axes.values()}
+    sizes = [size for output in onnx_file.read(path).outputs for size in output.shape]
+    return any(isinstance(size, str) and size not in known for size in sizes)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from rocline.errors import ExportError, ParityError
 from rocline.export import graph_files
 from rocline.export.reference import Case
 from rocline.export.targets import Target
+from rocline.runtime import onnx_file
 from rocline.runtime.manifest import Parity
 
 # The largest difference to PyTorch in fp32, by the dtype of the exported model, that an export accepts by default.
@@ -110,33 +111,30 @@ def open_session(path: Path, stack: ExitStack) -> tuple[Any, str]:
     """
     import onnxruntime
 
-    model = graph_files.load(path)
-    dtype = graph_files.weight_dtype(model)
+    dtype = graph_files.weight_dtype(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if any(entry.domain == "rocline" for entry in model.opset_import):
+    if "rocline" in onnx_file.read(path).opsets:
         from rocline import custom_ops
 
         options.register_custom_ops_library(str(custom_ops.library_path()))
     if dtype == "bf16":
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _save_widened(model, path.parent, folder / path.name)
-        path = folder / path.name
-    del model
+        path = _widened(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), dtype
     except Exception as error:
         raise ExportError(f"{path.name}: ONNX Runtime does not load it: {' '.join(str(error).split())}") from error
 
 
-def _save_widened(model: Any, weights: Path, path: Path) -> None:
+def _widened(path: Path, folder: Path) -> Path:
     import onnx
 
     from rocline.runtime.widen import widen_bfloat16
 
-    onnx.load_external_data_for_model(model, str(weights))
+    model = onnx.load_model(path)
     widen_bfloat16(model)
-    onnx.save_model(model, path, save_as_external_data=True, location="weights")
+    onnx.save_model(model, folder / path.name, save_as_external_data=True, location="weights")
+    return folder / path.name
 
 
 def _check_range(cases: list[Case]) -> None:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import distributions, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,19 @@ from rocline.export.sources import Checkpoint
 from rocline.runtime.manifest import Manifest, Parity, Source, hash_files
 
 CACHES = ("growing",)
-_TOOLS = ("rocline", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "gguf")
+_TOOLS = (
+    "rocline",
+    "torch",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "gguf",
+    "onnxruntime",
+    "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+    "onnxruntime-gpu",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def export_model(
         trust_remote_code: run Python code that comes with the model.
         opset: of the default operator domain; None takes Optimum's for the architecture, as far as the target loads it.
         progress: called with each stage's name when it begins.
-        parity_bound: the largest accepted difference to PyTorch; None takes the recipe's or `rocline.export.parity.BOUNDS`.
+        parity_bound: the largest accepted difference to PyTorch; None takes the recipe's or `parity.BOUNDS`.
 
     Raises:
         ExportError: the source, the destination or an argument cannot be used, or the export failed.
@@ -87,7 +99,9 @@ def export_model(
         report(f"reading {source}")
         checkpoint = sources.resolve(source, scratch=Path(scratch), trust_remote_code=trust_remote_code)
         recipe = checkpoint.recipe
-        bound = parity_bound or (recipe and dtype == "fp32" and recipe.parity) or parity.BOUNDS[dtype]
+        bound = parity_bound
+        if bound is None:
+            bound = recipe.parity if recipe and recipe.parity and dtype == "fp32" else parity.BOUNDS[dtype]
         request = _Request(
             checkpoint=checkpoint,
             task=task or (recipe.task if recipe else None),
@@ -149,6 +163,7 @@ def _fit(file: Path, request: _Request, model: Any) -> list[str]:
         heads=getattr(model.config, "num_attention_heads", 0),
         hidden_size=getattr(model.config, "hidden_size", 0),
         target=request.target,
+        dtype=request.dtype,
     )
     if request.dtype != "fp32":
         notes += dtypes.convert(file, request.dtype, request.target)
@@ -166,11 +181,9 @@ def _adopt(request: _Request, folder: Path) -> Manifest:
         files.append(file)
     for extra in checkpoint.extras:
         shutil.copyfile(extra, folder / extra.name)
-    dtype = graph_files.weight_dtype(graph_files.load(files[0]))
+    dtype = graph_files.weight_dtype(files[0])
     if request.dtype != dtype:
-        raise ExportError(
-            f"{checkpoint.name}: holds {dtype} weights and is adopted as it is; dtype {request.dtype!r} needs an export"
-        )
+        raise ExportError(f"{checkpoint.name}: holds {dtype} weights and is adopted as it is: pass --dtype {dtype}")
     notes = ["adopted as it was: there is no PyTorch model to compare with"]
     return _describe(request, request.task or "unknown", folder, files, (), notes)
 
@@ -198,7 +211,9 @@ def _describe(
 
 
 def _tool_versions() -> dict[str, str]:
-    """Returns the versions of what made the folder; ONNX Runtime under the name of the package that brought it."""
-    runtimes = set(packages_distributions().get("onnxruntime", ()))
-    installed = {entry.name: entry.version for entry in distributions() if entry.name in {*_TOOLS, *runtimes}}
-    return {name: installed[name] for name in sorted(installed)}
+    """Returns the versions of the packages that made the folder, of those in `_TOOLS` that are installed."""
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
