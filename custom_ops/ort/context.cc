@@ -106,6 +106,8 @@ Status Inference::input(int index, SymbolicShape& shape) const {
 
 Status Inference::output(int index, const SymbolicShape& shape) const {
   const Argument& argument = schema_.outputs[index];
+  // ONNX Runtime does not say which optional outputs a node has, and writes past the end for one that is not there.
+  if (argument.arity == ort::Arity::optional) return {};
   std::int64_t sizes[Shape::max_rank] = {};
   const char* symbols[Shape::max_rank] = {};
   for (int i = 0; i < shape.rank; ++i) {

@@ -90,6 +90,7 @@ class Inference {
   // How many inputs the node has; optional ones left off its end do not count.
   Status inputs(int& count) const;
   Status input(int index, SymbolicShape& shape) const;
+  // Optional outputs stay without an inferred shape, whatever is given here.
   Status output(int index, const SymbolicShape& shape) const;
   // Output `index` has the shape of input `source`.
   Status output_like(int index, int source) const;

@@ -52,7 +52,10 @@ def test_unbound_outputs_have_the_inferred_shapes(spec, case, dtype):
     assert {name: array.shape for name, array in got.items()} == {name: tuple(shapes[name]) for name in names}
     for name, array in before.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=f"the op wrote its input {name}")
+    optional = {argument.name for argument in spec.outputs if argument.optional}
     for info in session.get_outputs():
+        if info.name in optional:
+            continue  # ONNX Runtime does not let an op infer these
         assert len(info.shape) == got[info.name].ndim, f"inferred {info.shape} for {info.name}"
     harness.compare(spec, dtype, got, harness.expected(spec, case, arrays))
 
