@@ -10,6 +10,8 @@ from pathlib import Path
 from rocline.runtime.elf import Dynamic, ElfError, read_dynamic
 
 _CACHE_MAGIC = b"glibc-ld.so.cache1.1"
+# x86-64 and AArch64: a cache holds the libraries of every processor that the machine can run.
+_64_BIT = (0x0300, 0x0A00)
 _DEFAULT_FOLDERS = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
 
 
@@ -108,7 +110,9 @@ def _read_cache(path: Path) -> dict[str, str]:
     count = struct.unpack_from("<I", data, start + 20)[0]
     entries: dict[str, str] = {}
     for index in range(count):
-        _, key, value = struct.unpack_from("<iII", data, start + 48 + 24 * index)
+        flags, key, value = struct.unpack_from("<iII", data, start + 48 + 24 * index)
+        if flags & 0xFF00 not in _64_BIT:
+            continue
         name, file = (data[at : data.index(b"\0", at)].decode() for at in (start + key, start + value))
         entries.setdefault(name, file)
     return entries

@@ -52,8 +52,8 @@ def fat_binary(architectures):
     return b"__CLANG_OFFLOAD_BUNDLE__" + struct.pack("<Q", len(targets)) + entries
 
 
-def write_loader_cache(path, libraries):
-    """Writes an ld.so.cache that maps names to paths."""
+def write_loader_cache(path, libraries, flags=0x303):
+    """Writes an ld.so.cache that maps names to paths; the flags say x86-64 unless told otherwise."""
     strings, entries = b"", b""
     start = 48 + 24 * len(libraries)
     for name, file in libraries.items():
@@ -61,7 +61,7 @@ def write_loader_cache(path, libraries):
         strings += name.encode() + b"\0"
         value = start + len(strings)
         strings += file.encode() + b"\0"
-        entries += struct.pack("<iIIIQ", 0x303, key, value, 0, 0)
+        entries += struct.pack("<iIIIQ", flags, key, value, 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = b"glibc-ld.so.cache1.1" + struct.pack("<II", len(libraries), len(strings)) + bytes(20)
     path.write_bytes(header + entries + strings)

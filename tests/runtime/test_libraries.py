@@ -81,6 +81,14 @@ def test_search_order(tmp_path):
     assert names(loader(tmp_path).missing(path)) == ["b.so.1"]
 
 
+def test_the_cache_of_another_processor_is_not_used(tmp_path):
+    fake_machine.write_library(tmp_path / "lib32/b.so.1")
+    path = fake_machine.write_library(tmp_path / "a.so", needed=["b.so.1"])
+    for flags, expected in ((0x3, ["b.so.1"]), (0x303, [])):
+        fake_machine.write_loader_cache(tmp_path / "etc/ld.so.cache", {"b.so.1": "/lib32/b.so.1"}, flags)
+        assert names(loader(tmp_path).missing(path)) == expected
+
+
 def test_missing_in_turn(tmp_path):
     fake_machine.write_library(tmp_path / "usr/lib/b.so", needed=["c.so", "d.so"])
     fake_machine.write_library(tmp_path / "usr/lib/c.so", needed=["b.so", "gone.so"])
