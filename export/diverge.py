@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rocline.errors import ExportError
-from rocline.export import graph_files
 from rocline.export.reference import Case
 
 if TYPE_CHECKING:
@@ -53,8 +52,10 @@ def compare(path: Path, case: Case) -> list[tuple[str, float, float]]:
     Raises:
         ExportError: the graph cannot be run with its layers as outputs.
     """
+    import onnx
+
     modules = _module_outputs(case)
-    model = _branch(graph_files.load(path), case)
+    model = _branch(onnx.load_model(path, load_external_data=False), case)
     tensors = _scoped_tensors(model, {name for name, _ in modules})
     outputs = {output.name for output in model.graph.output}
     for name in sorted({tensor for candidates in tensors.values() for tensor in candidates} - outputs):

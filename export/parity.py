@@ -111,14 +111,15 @@ def open_session(path: Path, stack: ExitStack) -> tuple[Any, str]:
     """
     import onnxruntime
 
-    dtype = graph_files.weight_dtype(path)
+    outline = onnx_file.read(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if "rocline" in onnx_file.read(path).opsets:
+    if "rocline" in outline.opsets:
         from rocline import custom_ops
 
         options.register_custom_ops_library(str(custom_ops.library_path()))
-    if dtype == "bf16":
+    dtype = graph_files.weight_dtype(path)
+    if outline.bfloat16:
         path = _widened(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), dtype

@@ -1,0 +1,114 @@
+"""Fuses the layers of encoder models with ONNX Runtime's own transformer optimizer.
+
+Attention, SkipLayerNormalization, BiasGelu and EmbedLayerNormalization take the place of a dozen nodes each. They are
+contrib operators, so only targets that run them get them. Decoders are left as they are: the optimizer finds neither
+their rotary embeddings nor their attention, and ONNX Runtime fuses their norms itself when it loads them.
+"""
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rocline.export import graph_files
+from rocline.export.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+# The optimizer's own model type for each architecture that was tried.
+_FUSIONS = {
+    **dict.fromkeys(("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"), "bert"),
+    **dict.fromkeys(("deit", "vit", "wav2vec2", "yolos"), "vit"),
+}
+
+
+def optimize(
+    path: Path, *, model_type: str, heads: int, hidden_size: int, target: Target, dtype: str = "fp32"
+) -> list[str]:
+    """Fuses an fp32 ONNX file in place where that helps the target; returns what was fused, or why nothing was.
+
+    Args:
+        path: the file; it is rewritten only if something was fused.
+        model_type: of the transformers config.
+        heads: attention heads; 0 lets the optimizer find out.
+        hidden_size: 0 lets the optimizer find out.
+        target: the runtime that will load the file.
+        dtype: what the file will be converted to afterwards: only operators that the target runs in it are emitted.
+
+    A padding mask may hide any position: the fused attention takes the mask itself, not a count of tokens, which would
+    be right for padding at the end only.
+    """
+    reason = _why_not(model_type, target)
+    if reason:
+        return [f"{path.name}: not fused: {reason}"]
+    fused, before = _fuse(path, _FUSIONS[model_type], heads, hidden_size)
+    operators = Counter((node.domain, node.op_type) for node in fused.graph.node)
+    contributed = {op: count for (domain, op), count in sorted(operators.items()) if domain == "com.microsoft"}
+    refused = [op for op in contributed if not target.runs(op, dtype, "com.microsoft")]
+    if refused:
+        return [f"{path.name}: not fused: {target.name} does not run {', '.join(refused)} in {dtype}"]
+    if not contributed:
+        return [f"{path.name}: not fused: the optimizer found nothing to fuse"]
+    _drop_unused_domains(fused)
+    _save(fused, path)
+    counts = ", ".join(f"{op} {count}" for op, count in contributed.items())
+    return [f"{path.name}: {before} -> {len(fused.graph.node)} nodes: {counts}"]
+
+
+def _why_not(model_type: str, target: Target) -> str | None:
+    if not target.contrib_ops:
+        return f"{target.name} gets standard operators only"
+    if model_type not in _FUSIONS:
+        return f"no encoder fusions are known for {model_type}"
+    return None
+
+
+def _fuse(path: Path, fusions: str, heads: int, hidden_size: int) -> tuple["onnx.ModelProto", int]:
+    """Returns the fused model, and how many nodes there were before."""
+    import onnx
+
+    with _quiet():
+        from onnxruntime.transformers import optimizer
+        from onnxruntime.transformers.fusion_options import FusionOptions
+
+        options = FusionOptions(fusions)
+        options.use_raw_attention_mask(fusions == "bert")
+        if fusions == "vit":
+            options.disable_attention_mask()
+        before = len(onnx.load_model(path, load_external_data=False).graph.node)
+        optimized = optimizer.optimize_model(
+            str(path), fusions, num_heads=heads, hidden_size=hidden_size, optimization_options=options
+        )
+    fused: onnx.ModelProto = optimized.model
+    return fused, before
+
+
+def _drop_unused_domains(model: "onnx.ModelProto") -> None:
+    used = {node.domain for node in model.graph.node} | {""}
+    for entry in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(entry)
+
+
+def _save(model: "onnx.ModelProto", path: Path) -> None:
+    import onnx
+
+    data = path.with_name(path.name + ".data")
+    if model.ByteSize() > graph_files.MAX_INLINE_BYTES:
+        data.unlink(missing_ok=True)
+        onnx.save_model(model, path, save_as_external_data=True, location=data.name)
+    else:
+        path.write_bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the optimizer, whose modules log under their bare file names, for the length of the block."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
