@@ -76,7 +76,7 @@ def test_gates_agree_with_torch(activation, function):
 
 
 def test_nan_and_infinity_come_through():
-    case = Case("special", {"gate": (4,), "up": (4,)})
-    gate = np.array([np.nan, np.inf, -np.inf, 100], np.float32)
-    got = run(GATE, case, {"gate": gate, "up": np.ones(4, np.float32)})[0]
-    np.testing.assert_array_equal(got[[0, 1, 3]], gate[[0, 1, 3]])
+    case = Case("special", {"gate": (3,), "up": (3,)})
+    gate = np.array([np.nan, np.inf, 100], np.float32)
+    got = run(GATE, case, {"gate": gate, "up": np.ones(3, np.float32)})[0]
+    np.testing.assert_array_equal(got, gate)
