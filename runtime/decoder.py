@@ -35,7 +35,7 @@ class Decoder:
     def __init__(self, session: Session, device_id: int) -> None:
         self.session = session
         self.device = resolve([session.report.active[0]], ())[0].device
-        self.device_id = device_id
+        self.device_id = 0 if self.device == "cpu" else device_id
         inputs = {spec.name: spec for spec in session.inputs}
         outputs = {spec.name for spec in session.outputs}
         self.present = {name: f"present.{match[1]}" for name in inputs if (match := _PAST.fullmatch(name))}
