@@ -76,8 +76,8 @@ class Loader:
                     )
         return missing
 
-    def _place(self, folder: str) -> Path:
-        return self.root / folder.lstrip("/")
+    def _place(self, path: str) -> Path:
+        return self.root / path.lstrip("/") if path.startswith("/") else Path(path)
 
     def _folders(self, dynamic: Dynamic) -> list[Path]:
         own = [Path(folder) if Path(folder).is_relative_to(self.root) else self._place(folder)

@@ -137,14 +137,12 @@ def probe(
         )
     assert provider.library and provider.vendor
     library = libraries / provider.library
-    for failure in (
-        _check_libraries(provider, library, machine),
-        DEVICES[provider.vendor].check(machine),
-        _check_device(provider, library, device_id, machine),
-    ):
-        if failure is not None:
-            return Probe(provider, *failure)
-    return Probe(provider)
+    failure = (
+        _check_libraries(provider, library, machine)
+        or DEVICES[provider.vendor].check(machine)
+        or _check_device(provider, library, device_id, machine)
+    )
+    return Probe(provider, *failure) if failure else Probe(provider)
 
 
 _Failure = tuple[str, str] | None

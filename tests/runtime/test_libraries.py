@@ -81,6 +81,13 @@ def test_search_order(tmp_path):
     assert names(loader(tmp_path).missing(path)) == ["b.so.1"]
 
 
+def test_a_relative_folder_is_relative_to_the_working_folder(tmp_path, monkeypatch):
+    fake_machine.write_library(tmp_path / "here/b.so.1")
+    path = fake_machine.write_library(tmp_path / "a.so", needed=["b.so.1"])
+    monkeypatch.chdir(tmp_path)
+    assert names(loader(tmp_path / "root", LD_LIBRARY_PATH="here").missing(path)) == []
+
+
 def test_the_cache_of_another_processor_is_not_used(tmp_path):
     fake_machine.write_library(tmp_path / "lib32/b.so.1")
     path = fake_machine.write_library(tmp_path / "a.so", needed=["b.so.1"])
