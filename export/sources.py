@@ -119,7 +119,7 @@ def from_hub(hub_id: str, revision: str | None = None, *, trust_remote_code: boo
     Raises:
         ExportError: one line that says whether the hub is offline, unreachable, or has no such model or revision.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
     from requests.exceptions import RequestException
 
     def download(*patterns: str) -> Path:
@@ -141,12 +141,9 @@ def from_hub(hub_id: str, revision: str | None = None, *, trust_remote_code: boo
         raise ExportError(f"{hub_id}: no such folder here and no such model on the hub (or it is private)") from None
     except errors.RevisionNotFoundError:
         raise ExportError(f"{hub_id}: the hub has no revision {revision!r} of it") from None
-    except errors.OfflineModeIsEnabled:
-        raise ExportError(f"{hub_id}: no such folder here, and the hub is switched off (HF_HUB_OFFLINE)") from None
-    except errors.LocalEntryNotFoundError:
-        raise ExportError(
-            f"{hub_id}: no such folder here, not in the download cache, and the hub cannot be reached"
-        ) from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        why = "is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "cannot be reached"
+        raise ExportError(f"{hub_id}: no such folder here, not in the download cache, and the hub {why}") from None
     except errors.HFValidationError:
         raise ExportError(f"{hub_id}: is no valid hub id, expected OWNER/NAME") from None
     except (RequestException, errors.HfHubHTTPError, OSError) as error:
@@ -236,7 +233,9 @@ def card_licence(folder: Path) -> str | None:
         return None
     front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
     fields = (
-        dict(re.findall(r"^(license|license_name):\s*(?:\n\s*-\s*)?['\"]?([^\s'\"]+)", front[1], re.M)) if front else {}
+        dict(re.findall(r"^(license|license_name):[ \t]*(?:\n\s*-[ \t]*)?['\"]?([^\s'\"]+)", front[1], re.M))
+        if front
+        else {}
     )
     licence = fields.get("license")
     return fields.get("license_name", licence) if licence == "other" else licence
