@@ -18,8 +18,8 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
   constexpr int kBlockRows = kWaves * tile::kRows;
   static_assert(kBlockRows % kPrefillRows == 0, "the grid counts blocks of kPrefillRows");
   // First a piece of q, then the probabilities: a wave reads and writes only its own rows of either.
-  __shared__ alignas(16) float row_tile[kBlockRows * tile::kRowStride];
-  __shared__ alignas(16) float key_tile[kKeys * tile::kValueStride];
+  alignas(16) __shared__ float row_tile[kBlockRows * tile::kRowStride];
+  alignas(16) __shared__ float key_tile[kKeys * tile::kValueStride];
 
   const int batch = block_y() / a.kv_heads, kv_head = block_y() % a.kv_heads;
   const int group = a.heads / a.kv_heads, rows = a.queries * group;

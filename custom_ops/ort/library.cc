@@ -12,6 +12,14 @@ namespace {
 
 constexpr const char* kDomain = "rocline";
 
+#if defined(ROCLINE_EMULATED)  // tests/op_emulator.py: the CPU provider runs what the device would
+constexpr Provider kProviders[] = {Provider::rocm};
+constexpr const char* kRocmProvider = "CPUExecutionProvider";
+#else
+constexpr Provider kProviders[] = {Provider::cpu, Provider::rocm, Provider::cuda};
+constexpr const char* kRocmProvider = "ROCMExecutionProvider";
+#endif
+
 // One OrtCustomOp: an op for one provider and one dtype.
 struct Binding : ort::CustomOp {
   const ort::Api* api;
@@ -83,7 +91,7 @@ ort::Status* infer(const ort::CustomOp* self, ort::ShapeContext* shapes) {
 
 const char* provider_name(const ort::CustomOp* self) {
   switch (Binding::of(self).provider) {
-    case Provider::rocm: return "ROCMExecutionProvider";
+    case Provider::rocm: return kRocmProvider;
     case Provider::cuda: return "CUDAExecutionProvider";
     default: return "CPUExecutionProvider";
   }
@@ -134,7 +142,7 @@ Binding* make_binding(const ort::Api* api, const Op* op, DType dtype, Provider p
 
 Status fill(const ort::Api* api, ort::Domain* domain) {
   for (const Op* op = Op::first; op; op = op->next)
-    for (Provider provider : {Provider::cpu, Provider::rocm, Provider::cuda})
+    for (Provider provider : kProviders)
       for (DType dtype : op->schema.dtypes) {
         Binding* binding = make_binding(api, op, dtype, provider);
         if (!binding) return Status::error(ort::Error::fail, "rocline: out of memory while registering the operators");
