@@ -1,6 +1,8 @@
 """``rocline demo``: two real models from their published weights to answers, with what it took."""
 
 import contextlib
+import logging
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ def demo(out: Path | None, keep: bool, max_new_tokens: int) -> None:
     MiniLM tells which sentences mean the same, SmolLM2 answers a question. Models already in --out are replaced.
     """
     stages = _Stages()
-    with _folder(out, keep) as folder:
+    with _folder(out, keep) as folder, _without_warnings():
         minilm, smollm2 = folder / "minilm", folder / "smollm2"
         with stages("export MiniLM"):
             _export("minilm", minilm)
@@ -76,9 +78,19 @@ def _folder(out: Path | None, keep: bool) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _export(name: str, out: Path) -> None:
-    import sys
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps the line on a provider's absence out of the answers: the report at the end says it in full."""
+    logger = logging.getLogger("rocline")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
+
+def _export(name: str, out: Path) -> None:
     from rocline.export.pipeline import export_model
     from rocline.export.progress import Progress
 
