@@ -132,6 +132,8 @@ def _export(request: _Request, folder: Path) -> Manifest:
     model = optimum_export.load_model(checkpoint, config, task, trust_remote_code=request.trust_remote_code)
     notes = companions.write(checkpoint, model, folder, trust_remote_code=request.trust_remote_code)
     inputs = samples.make(task, folder, model.config)
+    if inputs.seeded:
+        notes.append(f"compared on {inputs.description}")
     report(f"exporting {type(model).__name__} to ONNX")
     opset = request.opset or min(optimum_export.default_opset(model, task), target.max_opset)
     files = optimum_export.trace(model, task, folder, opset=opset)

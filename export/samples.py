@@ -46,10 +46,12 @@ class Samples:
             [batch, sequence], ``pixel_values`` float32 [batch, channels, height, width], ``input_features`` or
             ``input_values`` float32, and the masks that go with them.
         description: for the manifest, e.g. ``4 sentences through the model's tokenizer``.
+        seeded: whether they are noise, for want of a tokenizer or processor.
     """
 
     inputs: list[Arrays]
     description: str
+    seeded: bool = False
 
 
 def make(task: str, folder: Path, model_config: Any) -> Samples:
@@ -153,9 +155,11 @@ def _seeded_ids(config: Any) -> Samples:
     ids = random.integers(0, text_config.vocab_size, (2, length), dtype=np.int64)
     mask = np.ones_like(ids)
     mask[1, length - length // 3 :] = 0
-    return Samples(
-        [{"input_ids": ids, "attention_mask": mask}], f"seeded random ids (seed {_SEED}): the folder has no tokenizer"
-    )
+    return _seeded([{"input_ids": ids, "attention_mask": mask}], "random ids", "tokenizer")
+
+
+def _seeded(inputs: list[Arrays], what: str, missing: str) -> Samples:
+    return Samples(inputs, f"seeded {what} (seed {_SEED}): the folder has no {missing}", seeded=True)
 
 
 def _images(folder: Path, config: Any) -> Samples:
@@ -165,7 +169,7 @@ def _images(folder: Path, config: Any) -> Samples:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         channels = getattr(config, "num_channels", 3)
         values = np.random.default_rng(_SEED).normal(size=(2, channels, height, width)).astype(np.float32)
-        return Samples([{"pixel_values": values}], f"seeded noise (seed {_SEED}): the folder has no image processor")
+        return _seeded([{"pixel_values": values}], "noise", "image processor")
     from PIL import Image
     from transformers import AutoImageProcessor
 
@@ -191,12 +195,13 @@ def _waveforms(folder: Path, config: Any) -> Samples:
     sounds = [_voice(1.0, 120.0), _voice(0.6, 210.0)]
     if not has_processor(folder):
         random = np.random.default_rng(_SEED)
-        said = f"seeded noise (seed {_SEED}): the folder has no feature extractor"
         if hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
             frames = 2 * config.max_source_positions
             shape = (2, config.num_mel_bins, frames)
-            return Samples([{"input_features": random.normal(size=shape).astype(np.float32)}], said)
-        return Samples([{"input_values": random.normal(size=(2, 8000)).astype(np.float32)}], said)
+            features = random.normal(size=shape).astype(np.float32)
+            return _seeded([{"input_features": features}], "noise", "feature extractor")
+        values = random.normal(size=(2, 8000)).astype(np.float32)
+        return _seeded([{"input_values": values}], "noise", "feature extractor")
     from transformers import AutoFeatureExtractor
 
     encoded = _process(

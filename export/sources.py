@@ -17,6 +17,8 @@ from rocline.export import gguf_files, recipes
 from rocline.export.quiet import one_line, quiet
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# The first of a list of licences stands for all.
+_CARD_LICENCE = re.compile(r"^(license|license_name):[ \t]*(?:\n\s*-[ \t]*)?['\"]?([^\s'\"]+)", re.MULTILINE)
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "README.md", "LICENSE*"]
 _HUB_SKIPPED = ["onnx/*", "openvino/*", "coreml/*"]
 _TORCH_WEIGHTS = ("pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -232,11 +234,7 @@ def card_licence(folder: Path) -> str | None:
     if not card.is_file():
         return None
     front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
-    fields = (
-        dict(re.findall(r"^(license|license_name):[ \t]*(?:\n\s*-[ \t]*)?['\"]?([^\s'\"]+)", front[1], re.M))
-        if front
-        else {}
-    )
+    fields = dict(_CARD_LICENCE.findall(front[1])) if front else {}
     licence = fields.get("license")
     return fields.get("license_name", licence) if licence == "other" else licence
 

@@ -81,6 +81,7 @@ def test_without_tokenizer_or_processor_the_inputs_are_seeded_and_say_so(tmp_pat
         (folder / file).unlink(missing_ok=True)
     config = AutoConfig.from_pretrained(folder)
     first, second = (samples.make(task, folder, config) for _ in range(2))
+    assert first.seeded
     assert what in first.description
     assert "the folder has no" in first.description
     np.testing.assert_array_equal(first.inputs[0][name], second.inputs[0][name])

