@@ -7,6 +7,7 @@ Every way decodes the same tokens (checked) from the same prompt; medians over t
 """
 
 import argparse
+import copy
 import platform
 import statistics
 import sys
@@ -66,7 +67,8 @@ def decode(folder, threads, new, rounds):
     options.intra_op_num_threads = threads
     raw = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     torch.set_num_threads(threads)
-    sdpa, eager = real_models.load_smollm2(), real_models.load_smollm2()
+    sdpa = real_models.load_smollm2()
+    eager = copy.deepcopy(sdpa)
     eager.set_attn_implementation("eager")
     ways = {
         "rocline": (rocline_loop, generator),
