@@ -17,8 +17,11 @@ from rocline.export.targets import Target
 from rocline.runtime import onnx_file
 from rocline.runtime.manifest import Parity
 
-# The largest difference to PyTorch in fp32, by the dtype of the exported model, that an export accepts by default.
-BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1}
+# The largest difference to PyTorch in fp32 that an export accepts by default, by the dtype of the exported model:
+# absolute for outputs up to 1, relative to the output's largest value beyond, as rounding is. Seen on SmolLM2, whose
+# logits reach 33: 3.2e-6 in fp32, 2.1e-3 in fp16, 1.0e-2 in bf16; at worst on the tiny random models: 1.2e-6, 2.8e-3,
+# 1.8e-2. A graph that is wrong differs by the size of its outputs.
+BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Difference:
         place: index of the worst element.
         got: the ONNX model's value there.
         wanted: PyTorch's.
+        peak: the largest absolute value in PyTorch's output.
     """
 
     case: Case
@@ -44,6 +48,12 @@ class Difference:
     place: tuple[int, ...]
     got: float
     wanted: float
+    peak: float
+
+    @property
+    def relative(self) -> float:
+        """``max_abs``, over ``peak`` where that is above 1."""
+        return self.max_abs / max(1.0, self.peak)
 
 
 def measure(
@@ -65,7 +75,7 @@ def measure(
     Args:
         onnx_files: paths by file name.
         cases: from `rocline.export.reference.cases`.
-        bound: the largest accepted absolute difference.
+        bound: the largest accepted difference, relative to an output's largest value where that is above 1.
         against: what the reference is, for the manifest.
         inputs: what was fed, for the manifest.
         target: the runtime the files were made for, for messages.
@@ -90,8 +100,8 @@ def measure(
                     found.extend(_compare_case(session, case))
             if dtype == "fp16" and torch_model is not None:
                 _check_range(own)
-    worst = max(found, key=lambda difference: difference.max_abs, default=None)
-    if worst is not None and not worst.max_abs <= bound:
+    worst = max(found, key=lambda difference: difference.relative, default=None)
+    if worst is not None and worst.relative > bound:
         raise ParityError(_failure(worst, onnx_files[worst.case.model], bound, against, target, torch_model))
     return _rows(found, bound, against, inputs)
 
@@ -175,7 +185,7 @@ def difference(case: Case, output: str, got: npt.NDArray[Any]) -> Difference:
             f"{case.model}: output {output!r} has shape {got.shape} in the {case.step}, PyTorch's has {wanted.shape}"
         )
     if not got.size:
-        return Difference(case, output, 0.0, 0.0, 0, (), 0.0, 0.0)
+        return Difference(case, output, 0.0, 0.0, 0, (), 0.0, 0.0, 0.0)
     distance = absolute_difference(got, wanted)
     count = distance.size
     if output in case.real:
@@ -193,6 +203,7 @@ def difference(case: Case, output: str, got: npt.NDArray[Any]) -> Difference:
         tuple(int(index) for index in place),
         float(got[place]),
         float(wanted[place]),
+        float(np.abs(wanted, where=np.isfinite(wanted), out=np.zeros(wanted.shape)).max()),
     )
 
 
@@ -215,7 +226,7 @@ def _rows(found: list[Difference], bound: float, against: str, inputs: str) -> t
                 output=output,
                 max_abs=max(entry.max_abs for entry in own),
                 mean_abs=sum(entry.total for entry in own) / max(1, sum(entry.count for entry in own)),
-                bound=bound,
+                bound=bound * max(1.0, *(entry.peak for entry in own)),
                 against=against,
                 inputs=inputs,
             )
@@ -227,7 +238,7 @@ def _failure(worst: Difference, path: Path, bound: float, against: str, target: 
     far = "is not finite" if not np.isfinite(worst.got) else f"is {worst.max_abs:.3g} off"
     message = (
         f"{path.name} for {target.name}: output {worst.output!r} {far} in the {worst.case.step}: {worst.got:.6g} at "
-        f"{list(worst.place)}, {against} gives {worst.wanted:.6g}, bound {bound:.3g}"
+        f"{list(worst.place)}, {against} gives {worst.wanted:.6g}, bound {bound:.3g} of {max(1.0, worst.peak):.3g}"
     )
     if torch_model is None:
         return message
