@@ -41,7 +41,7 @@ ROCLINE_DEVICE void with_dtype(const AttentionParams& a, F function) {
 }
 
 ROCLINE_DEVICE float load_any(const AttentionParams& a, const void* from, i64 offset) {
-  float value;
+  float value = 0.f;
   with_dtype(a, [&](auto tag) { value = to_float(static_cast<const decltype(tag)*>(from)[offset]); });
   return value;
 }
@@ -82,22 +82,19 @@ ROCLINE_DEVICE bool key_shown(const AttentionParams& a, const i64* positions, in
   return a.causal || positions[(i64)batch * a.keys + key] >= 0;
 }
 
-// Whether the query at `position` sees `key`, were the key shown to any.
-ROCLINE_DEVICE bool sees(const AttentionParams& a, int position, int key) {
-  const bool near = a.window == 0 || key > position - a.window;
-  if (a.causal) return key <= position && near;
-  return near && (a.window == 0 || key < position + a.window);
-}
-
+// The keys [first, last) that some queries see, hidden ones among them.
 struct Range {
   int first, last;
+
+  static ROCLINE_DEVICE Range none(const AttentionParams& a) { return {a.keys, 0}; }
   ROCLINE_DEVICE void add(const AttentionParams& a, int position) {
     if (position < 0) return;
     const int low = a.window && position >= a.window ? position - a.window + 1 : 0;
-    const i64 high = a.causal ? position + 1 : a.window ? (i64)position + a.window : a.keys;
+    const i64 high = a.causal ? position + 1 : a.window ? static_cast<i64>(position) + a.window : a.keys;
     first = low < first ? low : first;
-    last = high < a.keys ? (high > last ? (int)high : last) : a.keys;
+    last = high < a.keys ? (high > last ? static_cast<int>(high) : last) : a.keys;
   }
+  ROCLINE_DEVICE bool has(int key) const { return key >= first && key < last; }
 };
 
 // A score in units of log2: scaled, capped, biased.

@@ -67,7 +67,7 @@ ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positi
   const int part = wave / chunks_here, parts = kWaves / chunks_here;
   const int first_row = (block_z() * chunks_here + wave % chunks_here) * kDecodeRows;
 
-  Range range{a.keys, 0};
+  Range range = Range::none(a);
   for (int query = 0; query < a.queries; ++query) range.add(a, query_position(a, positions, batch, query));
   const int share = range.last > range.first ? (range.last - range.first + a.splits - 1) / a.splits : 0;
   const int begin = range.first + (int)block_y() * share;
@@ -89,12 +89,13 @@ ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positi
   }
 
   // The scores that this lane finishes: a key of its slot and a row each.
-  int score_position[Sums::kResults];
+  Range seen[Sums::kResults];
   float maximum[Sums::kResults], total[Sums::kResults];
 #pragma unroll
   for (int i = 0; i < Sums::kResults; ++i) {
     const int row = first_row + Sums::index(sub, i) % kDecodeRows;
-    score_position[i] = row < rows ? query_position(a, positions, batch, row / group) : -1;
+    seen[i] = Range::none(a);
+    if (row < rows) seen[i].add(a, query_position(a, positions, batch, row / group));
     maximum[i] = -kInfinity;
     total[i] = 0.f;
   }
@@ -108,10 +109,9 @@ ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positi
     }
   };
 
-  Eight<T> keys[kDepth], values[kDepth];
-  int tile = begin + part * kTile;
-  if (tile < end) fetch(keys, k, tile);
-  for (; tile < end; tile += parts * kTile) {
+  for (int tile = begin + part * kTile; tile < end; tile += parts * kTile) {
+    Eight<T> keys[kDepth], values[kDepth];
+    fetch(keys, k, tile);
     float score[kScores];
 #pragma unroll
     for (int u = 0; u < kDepth; ++u) {
@@ -127,9 +127,8 @@ ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positi
       }
       keep_order();
     }
-    // Not earlier, where they would need registers of their own; past the last tile a key is read again in vain.
+    // Not earlier, where they would need registers of their own: other waves cover the wait.
     fetch(values, v, tile);
-    fetch(keys, k, tile + parts * kTile);
     keep_order();
     Sums::sum(score, sub);
 
@@ -137,8 +136,7 @@ ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positi
 #pragma unroll
     for (int i = 0; i < Sums::kResults; ++i) {
       const int key = tile + Sums::index(sub, i) / kDecodeRows * kKeys + slot;
-      const bool visible = key < end && score_position[i] >= 0 && sees(a, score_position[i], key) &&
-                           key_shown(a, positions, batch, key);
+      const bool visible = key < end && seen[i].has(key) && key_shown(a, positions, batch, key);
       float added = 0.f;
       if (bias && visible) {
         const int row = first_row + Sums::index(sub, i) % kDecodeRows;

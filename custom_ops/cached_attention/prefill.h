@@ -17,9 +17,10 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
   using tile::kKeys;
   constexpr int kBlockRows = kWaves * tile::kRows;
   static_assert(kBlockRows % kPrefillRows == 0, "the grid counts blocks of kPrefillRows");
-  // First a piece of q, then the probabilities: a wave reads and writes only its own rows of either.
-  alignas(16) __shared__ float row_tile[kBlockRows * tile::kRowStride];
-  alignas(16) __shared__ float key_tile[kKeys * tile::kValueStride];
+  // row_tile holds a piece of q, then the bias, then the probabilities: a wave reads only its own rows of any.
+  constexpr int kRowTile = kBlockRows * tile::kRowStride, kKeyTile = kKeys * tile::kValueStride;
+  alignas(16) __shared__ float tiles[kRowTile + kKeyTile];
+  float *row_tile = tiles, *key_tile = tiles + kRowTile;
 
   const int batch = block_y() / a.kv_heads, kv_head = block_y() % a.kv_heads;
   const int group = a.heads / a.kv_heads, rows = a.queries * group;
@@ -31,12 +32,13 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
     return (i64)(batch * a.queries + row / group) * a.heads + kv_head * group + row % group;
   };
 
-  int position[tile::kLaneRows];
+  Range seen[tile::kLaneRows];
   float maximum[tile::kLaneRows], total[tile::kLaneRows], values[Chunks][tile::kLaneRows][tile::kValueColumns];
 #pragma unroll
   for (int i = 0; i < tile::kLaneRows; ++i) {
     const int row = first_row + wave * tile::kRows + tile::row(lane, i);
-    position[i] = row < rows ? query_position(a, positions, batch, row / group) : -1;
+    seen[i] = Range::none(a);
+    if (row < rows) seen[i].add(a, query_position(a, positions, batch, row / group));
     maximum[i] = -kInfinity;
     total[i] = 0.f;
 #pragma unroll
@@ -45,7 +47,7 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
       for (int j = 0; j < tile::kValueColumns; ++j) values[chunk][i][j] = 0.f;
   }
 
-  Range range{a.keys, 0};
+  Range range = Range::none(a);
   const int last_row = first_row + kBlockRows < rows ? first_row + kBlockRows : rows;
   for (int query = first_row / group + lane; query <= (last_row - 1) / group; query += kWave)
     range.add(a, query_position(a, positions, batch, query));
@@ -78,18 +80,32 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
       tile::add_scores(scores, row_tile + wave * tile::kRows * tile::kRowStride, key_tile, lane);
     }
 
+    if (bias) {
+      barrier();
+#pragma unroll 1
+      for (int i = thread_x(); i < kBlockRows * kKeys; i += kBlock) {
+        const int row = first_row + i / kKeys, column = key + i % kKeys;
+        if (row < rows && column < range.last)
+          row_tile[i / kKeys * tile::kRowStride + i % kKeys] =
+              load_any(a, bias, bias_offset(a, batch, kv_head * group + row % group, row / group) + column);
+      }
+      barrier();
+    }
+    bool shown[tile::kScoreColumns];
+#pragma unroll
+    for (int j = 0; j < tile::kScoreColumns; ++j) {
+      const int column = key + tile::score_column(lane, j);
+      shown[j] = column < range.last && key_shown(a, positions, batch, column);
+    }
 #pragma unroll
     for (int i = 0; i < tile::kLaneRows; ++i) {
-      const int row = first_row + wave * tile::kRows + tile::row(lane, i);
-      const i64 row_bias = bias ? bias_offset(a, batch, kv_head * group + row % group, row / group) : 0;
+      float* line = row_tile + (wave * tile::kRows + tile::row(lane, i)) * tile::kRowStride;
       float best = maximum[i];
 #pragma unroll
       for (int j = 0; j < tile::kScoreColumns; ++j) {
-        const int column = key + tile::score_column(lane, j);
-        const bool visible = column < range.last && position[i] >= 0 && sees(a, position[i], column) &&
-                             key_shown(a, positions, batch, column);
-        const float added = bias && visible ? load_any(a, bias, row_bias + column) : 0.f;
-        scores[i][j] = visible ? finish_score(a, scores[i][j], added) : -kInfinity;
+        const int column = tile::score_column(lane, j);
+        const float score = finish_score(a, scores[i][j], bias ? line[column] : 0.f);
+        scores[i][j] = shown[j] && seen[i].has(key + column) ? score : -kInfinity;
         best = best > scores[i][j] ? best : scores[i][j];
       }
 #pragma unroll
@@ -104,8 +120,7 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
       for (int j = 0; j < tile::kScoreColumns; ++j) {
         scores[i][j] = exp2_fast(scores[i][j] - origin);
         total[i] += scores[i][j];
-        row_tile[(wave * tile::kRows + tile::row(lane, i)) * tile::kRowStride + tile::score_column(lane, j)] =
-            scores[i][j];
+        line[tile::score_column(lane, j)] = scores[i][j];
       }
 #pragma unroll
       for (int chunk = 0; chunk < Chunks; ++chunk)
@@ -134,16 +149,27 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
   for (int i = 0; i < tile::kLaneRows; ++i) {
 #pragma unroll
     for (int mask = 1; mask < tile::kLanes; mask *= 2) total[i] += shuffle_xor(total[i], mask);
-    const int row = first_row + wave * tile::kRows + tile::row(lane, i);
-    const float inverse = total[i] > 0.f ? 1.f / total[i] : 0.f;
+    total[i] = total[i] > 0.f ? 1.f / total[i] : 0.f;
+  }
+  // Through shared memory, kColumns elements of each head at a time, so that neighbouring threads store neighbours.
+  constexpr int kColumns = 4 * tile::kLanes, kStride = kColumns + 4;
+  static_assert(kBlockRows * kStride <= kRowTile + kKeyTile, "the tiles' memory holds the rows of y");
 #pragma unroll
-    for (int chunk = 0; chunk < Chunks; ++chunk)
+  for (int first = 0; first < Chunks * tile::kValues; first += kColumns) {
+    barrier();
 #pragma unroll
-      for (int j = 0; j < tile::kValueColumns; ++j) {
-        const int element = chunk * tile::kValues + tile::value_column(lane, j);
-        if (row < rows && element < a.head)
-          store_any(a, y, row_offset(row) * a.head + element, values[chunk][i][j] * inverse);
-      }
+    for (int i = 0; i < tile::kLaneRows; ++i)
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        tiles[(wave * tile::kRows + tile::row(lane, i)) * kStride + lane % tile::kLanes * 4 + c] =
+            values[first / tile::kValues][i][first % tile::kValues / tile::kLanes + c] * total[i];
+    barrier();
+#pragma unroll 1
+    for (int i = thread_x(); i < kBlockRows * kColumns; i += kBlock) {
+      const int row = first_row + i / kColumns, element = first + i % kColumns;
+      if (row < rows && element < a.head)
+        store_any(a, y, row_offset(row) * a.head + element, tiles[i / kColumns * kStride + i % kColumns]);
+    }
   }
 }
 

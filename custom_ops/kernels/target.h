@@ -14,11 +14,13 @@
 #endif
 #endif
 
-// For a kernel that needs more waves under way than its registers would leave: at most `registers` a thread.
+// For a kernel that needs more waves under way than its registers would leave: at most `registers` a thread on AMD, and
+// few enough on NVIDIA for `blocks` of them on a multiprocessor.
 #if defined(ROCLINE_NVIDIA)
-#define ROCLINE_BOUNDS(threads, registers) __launch_bounds__(threads, 65536 / (registers) / (threads))
+#define ROCLINE_BOUNDS(threads, registers, blocks) __launch_bounds__(threads, blocks)
 #else
-#define ROCLINE_BOUNDS(threads, registers) __launch_bounds__(threads) __attribute__((amdgpu_num_vgpr(registers)))
+#define ROCLINE_BOUNDS(threads, registers, blocks) \
+  __launch_bounds__(threads) __attribute__((amdgpu_num_vgpr(registers)))
 #endif
 
 #define ROCLINE_DEVICE inline __device__ __attribute__((always_inline))

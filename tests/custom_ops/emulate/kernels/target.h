@@ -11,7 +11,7 @@
 #define __shared__ static
 #define __constant__ static const
 #define __launch_bounds__(...)
-#define ROCLINE_BOUNDS(threads, registers)
+#define ROCLINE_BOUNDS(threads, registers, blocks)
 #define ROCLINE_DEVICE inline __attribute__((always_inline))
 
 namespace rocline {
