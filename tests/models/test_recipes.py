@@ -13,6 +13,7 @@ from PIL import Image
 
 from rocline.errors import ExportError
 from rocline.export import recipes
+from rocline.export.pipeline import export_model
 from rocline.runtime.embedder import Embedder
 from rocline.runtime.generator import Generator
 from rocline.runtime.session import Session
@@ -188,6 +189,30 @@ def run_model(folder, inputs, file=""):
 def test_example(name, exported):
     recipe = recipes.load(name)
     CHECKS[recipe.task](exported(name), recipe, recipe.example.expected)
+
+
+VARIANTS = [
+    (recipe.name, dtype, target)
+    for recipe in recipes.available()
+    for dtype, target in [
+        *((dtype, "rocm") for dtype in recipe.dtypes),
+        *(("fp32", target) for target in recipe.targets),
+    ]
+    if (dtype, target) != ("fp32", "rocm")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype", "target"), VARIANTS)
+def test_every_dtype_and_target_that_a_recipe_names(name, dtype, target, tmp_path):
+    """The export itself holds the numbers against PyTorch's; in fp32 the example's answer is the same everywhere."""
+    manifest = export_model(name, tmp_path / "model", dtype=dtype, target=target)
+    assert (manifest.dtype, manifest.target) == (dtype, target)
+    recipe = recipes.load(name)
+    if dtype == "fp32":
+        CHECKS[recipe.task](tmp_path / "model", recipe, recipe.example.expected)
+    for file in manifest.models:
+        Session(tmp_path / "model" / file).close()
 
 
 def test_every_task_has_a_tiny_recipe():
