@@ -56,7 +56,7 @@ def to_device(array):
     """A tensor with the array's bytes; bfloat16 goes as int16."""
     if array.dtype == harness.numpy_dtype("bfloat16"):
         return torch.from_numpy(array.view(np.int16).copy()).cuda().view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array).copy()).cuda()
+    return torch.from_numpy(array.copy()).cuda()
 
 
 def to_host(tensor):
@@ -72,6 +72,7 @@ class Bound:
         import onnxruntime
 
         self.stream = stream
+        self._room = torch.empty(256, dtype=torch.uint8, device="cuda")
         provider = ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(stream.cuda_stream)})
         self.session = harness.make_session(harness.make_model(spec, case, dtype, arrays), [provider])
         if self.session.get_providers()[0] != "CUDAExecutionProvider":
@@ -108,7 +109,6 @@ class Bound:
 
     def _bind(self, bind, argument, dtype, buffer):
         # An empty tensor has no address; ONNX Runtime wants one all the same.
-        self._room = getattr(self, "_room", None) or torch.empty(256, dtype=torch.uint8, device="cuda")
         pointer = buffer.data_ptr() or self._room.data_ptr()
         element = harness.ELEMENTS[harness.dtype_of(argument, dtype)]
         bind(argument.name, "cuda", 0, element, tuple(buffer.shape), pointer)
