@@ -178,6 +178,14 @@ def benchmark(spec, entry, stream, copy):
     }
 
 
+def torch_attention_us(stream):
+    """Time of PyTorch's fused attention on the shapes of CachedAttention's benchmark "prefill 4096"."""
+    q = torch.randn(1, 32, 4096, 128, dtype=torch.float16, device="cuda")
+    k, v = torch.randn(2, 1, 8, 4096, 128, dtype=torch.float16, device="cuda")
+    attention = torch.nn.functional.scaled_dot_product_attention
+    return time_us(lambda: attention(q, k, v, is_causal=True, enable_gqa=True), stream)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", action="append", help="an ONNX op name; default: all")
@@ -213,6 +221,9 @@ def main():
                     results["benchmarks"].append(row)
                     name = f"{row['op']} {row['case']} {row['dtype']}"
                     print(f"{name:50} {row['us']:9.1f} us {row['GB/s']:7.0f} GB/s  {row['of copy']:.2f} of copy")
+            if "CachedAttention" in chosen:
+                results["torch prefill us"] = torch_attention_us(stream)
+                print(f"PyTorch's attention on prefill 4096: {results['torch prefill us']:.1f} us")
     text = json.dumps(results, indent=1)
     if options.json:
         options.json.write_text(text)
