@@ -10,6 +10,7 @@ import copy
 import re
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,57 +27,96 @@ if TYPE_CHECKING:
 _CANDIDATES = 4
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A torch module that ran once.
+
+    Attributes:
+        name: its qualified name.
+        output: what PyTorch's gave, or the first of its tensors.
+        inputs: identities of the tensors that went in.
+        far: largest absolute difference to the nearest tensor of its scope; None where the graph has none of its shape.
+    """
+
+    name: str
+    output: npt.NDArray[Any]
+    inputs: frozenset[int]
+    far: float | None = None
+
+    def differs(self, bound: float) -> bool:
+        """Tells whether the difference is above the bound, which is relative where the values are above 1."""
+        return self.far is not None and not self.far <= bound * max(1.0, float(np.abs(self.output).max(initial=0.0)))
+
+
 def describe(path: Path, case: Case, bound: float) -> str:
     """Returns one phrase for an error: which layer differs first, and how far.
 
     Args:
         path: the ONNX file.
         case: the run in which its outputs differ.
-        bound: the accepted difference of the outputs; a layer whose values are large may differ in proportion.
+        bound: the accepted difference.
     """
     try:
         layers = compare(path, case)
     except ExportError as error:
         return f"its layers could not be compared: {error}"
-    for name, far, scale in layers:
-        if not far <= bound * max(1.0, scale):
-            return f"first diverging layer: {name} (max abs {far:.3g})"
-    return f"none of its {len(layers)} comparable layers differs: look at what follows the last"
+    layer = first_diverging(layers, bound)
+    if layer is None:
+        return f"none of its {len(layers)} comparable layers differs: look at what follows the last"
+    return f"first diverging layer: {layer.name} (max abs {layer.far:.3g})"
 
 
-def compare(path: Path, case: Case) -> list[tuple[str, float, float]]:
-    """Runs both sides; returns (module, max abs difference, max abs of PyTorch's values) in the order of execution.
+def first_diverging(layers: list[Layer], bound: float) -> Layer | None:
+    """Returns the layer where the difference begins; None if no layer differs.
 
-    Modules without a tensor of their shape in the graph (fused away) are left out.
+    A difference does not heal: a layer that seems to differ while one behind it agrees was compared with the wrong
+    tensor, because fusion took its own away. A layer is not behind another where its input was there before: query, key
+    and value work side by side, and every decoder layer reads what the encoder made.
+    """
+    differing = [(place, layer) for place, layer in enumerate(layers) if layer.differs(bound)]
+    for place, layer in differing:
+        there = [
+            other.inputs
+            for index, other in enumerate(layers)
+            if index <= place or layer.name.startswith(f"{other.name}.")
+        ]
+        before = frozenset().union(*there)
+        if all(other.differs(bound) or other.inputs & before for other in layers[place + 1 :]):
+            return layer
+    return differing[0][1] if differing else None
+
+
+def compare(path: Path, case: Case) -> list[Layer]:
+    """Runs both sides; returns the layers that can be compared, in the order in which PyTorch finishes them.
 
     Raises:
         ExportError: the graph cannot be run with its layers as outputs.
     """
     import onnx
 
-    modules = _module_outputs(case)
+    layers = _run_torch(case)
     model = _branch(onnx.load_model(path, load_external_data=False), case)
-    tensors = _scoped_tensors(model, {name for name, _ in modules})
+    tensors = _scoped_tensors(model, {layer.name for layer in layers})
     outputs = {output.name for output in model.graph.output}
     for name in sorted({tensor for candidates in tensors.values() for tensor in candidates} - outputs):
         model.graph.output.add().name = name
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        values = _run(model, path, Path(folder), case, stack)
-    layers = []
-    for name, wanted in modules:
+        values = _run_onnx(model, path, Path(folder), case, stack)
+    compared = []
+    for layer in layers:
         distances = [
-            _farthest(values[tensor], wanted, case.mask)
-            for tensor in tensors[name]
-            if values[tensor].shape == wanted.shape
+            _farthest(values[tensor], layer.output, case.mask)
+            for tensor in tensors[layer.name]
+            if values[tensor].shape == layer.output.shape
         ]
         if distances:
-            layers.append((name, min(distances), float(np.abs(wanted).max(initial=0.0))))
-    return layers
+            compared.append(replace(layer, far=min(distances)))
+    return compared
 
 
 def peak(case: Case) -> tuple[str, float]:
     """Returns the layer with the largest output in PyTorch, and the largest absolute value in it."""
-    peaks = ((name, float(np.abs(output).max(initial=0.0))) for name, output in _module_outputs(case))
+    peaks = ((layer.name, float(np.abs(layer.output).max(initial=0.0))) for layer in _run_torch(case))
     return max(peaks, key=lambda entry: entry[1], default=("", 0.0))
 
 
@@ -89,26 +129,32 @@ def _farthest(got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray
     return float(distance.max(initial=0.0))
 
 
-def _module_outputs(case: Case) -> list[tuple[str, npt.NDArray[Any]]]:
-    """Returns (module, output) of every submodule that ran once, in the order in which they finished."""
-    outputs: dict[str, list[npt.NDArray[Any]]] = {}
+def _run_torch(case: Case) -> list[Layer]:
+    """Returns every submodule that ran once, in the order in which they finished."""
+    found: dict[str, list[Layer]] = {}
+    alive: list[Any] = []
 
     def keep(name: str) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        def hook(_module: Any, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             while isinstance(output, tuple) and output:
                 output = output[0]
             if hasattr(output, "is_floating_point") and output.is_floating_point():
-                outputs.setdefault(name, []).append(output.numpy().copy())
+                tensors = [value for value in (*args, *named.values()) if hasattr(value, "is_floating_point")]
+                alive.extend(tensors)
+                inputs = frozenset(id(tensor) for tensor in tensors if tensor.is_floating_point())
+                found.setdefault(name, []).append(Layer(name, output.numpy().copy(), inputs))
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in case.root.named_modules() if name]
+    handles = [
+        module.register_forward_hook(keep(name), with_kwargs=True) for name, module in case.root.named_modules() if name
+    ]
     try:
         case.replay()
     finally:
         for handle in handles:
             handle.remove()
-    return [(name, arrays[0]) for name, arrays in outputs.items() if len(arrays) == 1]
+    return [runs[0] for runs in found.values() if len(runs) == 1]
 
 
 def _scope(module: str) -> str:
@@ -145,7 +191,7 @@ def _branch(model: "onnx.ModelProto", case: Case) -> "onnx.ModelProto":
     return single
 
 
-def _run(
+def _run_onnx(
     model: "onnx.ModelProto", path: Path, folder: Path, case: Case, stack: ExitStack
 ) -> dict[str, npt.NDArray[Any]]:
     import onnx

@@ -37,7 +37,7 @@ class Difference:
         place: index of the worst element.
         got: the ONNX model's value there.
         wanted: PyTorch's.
-        peak: the largest absolute value in PyTorch's output.
+        peak: the largest absolute value in PyTorch's output, over the compared positions.
     """
 
     case: Case
@@ -187,23 +187,24 @@ def difference(case: Case, output: str, got: npt.NDArray[Any]) -> Difference:
     if not got.size:
         return Difference(case, output, 0.0, 0.0, 0, (), 0.0, 0.0, 0.0)
     distance = absolute_difference(got, wanted)
+    size = np.where(np.isfinite(wanted), np.abs(wanted), 0)
     count = distance.size
     if output in case.real:
         real = case.real[output]
         real = np.broadcast_to(real.reshape(real.shape + (1,) * (distance.ndim - real.ndim)), distance.shape)
-        distance = np.where(real, distance, 0.0)
+        distance, size = np.where(real, distance, 0), np.where(real, size, 0)
         count = int(real.sum())
     place = np.unravel_index(int(distance.argmax()), distance.shape)
     return Difference(
-        case,
-        output,
-        float(distance[place]),
-        float(distance.sum()),
-        count,
-        tuple(int(index) for index in place),
-        float(got[place]),
-        float(wanted[place]),
-        float(np.abs(wanted, where=np.isfinite(wanted), out=np.zeros(wanted.shape)).max()),
+        case=case,
+        output=output,
+        max_abs=float(distance[place]),
+        total=float(distance.sum()),
+        count=count,
+        place=tuple(int(index) for index in place),
+        got=float(got[place]),
+        wanted=float(wanted[place]),
+        peak=float(size.max()),
     )
 
 
