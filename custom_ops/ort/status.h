@@ -69,7 +69,7 @@ class [[nodiscard]] Status {
 // Text built in place, for error messages: Text<64>("%s_%s", "add_scale", "f16").
 template <std::size_t Size>
 struct Text {
-  char text[Size] = "";
+  char text[Size]{};
   std::size_t length = 0;
 
   Text() = default;
