@@ -29,7 +29,7 @@ MODES = ("mean", "cls", "last")
 
 def _infer(shapes: Mapping[str, Shape], attributes: Mapping[str, Any]) -> dict[str, Shape]:
     batch, tokens, hidden = shapes["x"]
-    splits = min(32, -(-tokens // 32)) if attributes["mode"] == "mean" else 0
+    splits = min(64, -(-tokens // 64)) if attributes["mode"] == "mean" else 0
     return {"y": (batch, hidden), "workspace": (batch, splits, hidden)}
 
 
@@ -109,6 +109,7 @@ SPEC = Spec(
         *_cases("one", 1, 1, 1),
         *_cases("one column", 4, 65, 1),
         *_cases("tall", 2, 1500, 24),
+        *_cases("many splits", 1, 4200, 5, "holes"),
         *_cases("wide", 2, 5, 2056),
         *_cases("no rows", 0, 5, 8),
         *_cases("no tokens", 2, 0, 8),

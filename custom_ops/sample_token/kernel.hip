@@ -93,15 +93,26 @@ ROCLINE_DEVICE u64 block_before(u64 value, u64& total, u64* scratch) {
   return before;
 }
 
-// Calls function(rank) for the tokens of a chunk, 16 bytes a load, in no particular order.
+// Calls function(four) for the tokens of a chunk in no particular order, 16 bytes a load, the next one always on its way.
+// Not unrolled: the code would be four times as long.
 template <class F>
-ROCLINE_DEVICE void each_rank(const u32* ranks, const F& function) {
-#pragma unroll
-  for (int i = 0; i < kPerThread / 4; ++i) {
-    const Bytes16 four = reinterpret_cast<const Bytes16*>(ranks)[i * kThreads + thread_x()];
+ROCLINE_DEVICE void each_four(u32* ranks, const F& function) {
+  Bytes16* at = reinterpret_cast<Bytes16*>(ranks) + thread_x();
+  Bytes16 next = *at;
+#pragma unroll 1
+  for (int i = 1; i <= kPerThread / 4; ++i) {
+    Bytes16 four = next;
+    if (i < kPerThread / 4) next = at[kThreads];
+    function(four, at);
+    at += kThreads;
+  }
+}
+template <class F>
+ROCLINE_DEVICE void each_rank(u32* ranks, const F& function) {
+  each_four(ranks, [&](const Bytes16& four, Bytes16*) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) function(four.word[k]);
-  }
+  });
 }
 
 // The digits of a search: top_k's are stages 0 and 1 after the first, top_p's stages 2 and 3.
@@ -184,7 +195,6 @@ ROCLINE_DEVICE void orders(const Element* logits, const float* penalty, i64 pena
   constexpr u32 to_clear = kHistogram + kHistogram / 2;
   for (u32 i = row.chunk * kThreads + thread_x(); i < to_clear; i += row.layout.chunks * kThreads) row.weights()[i] = 0;
 
-  const float divisor = previous_count ? penalty[row.index * penalty_step] : 1.f;
   if (previous_count) {
     for (u32 i = thread_x(); i < kChunk; i += kThreads) seen[i] = 0;
     barrier();
@@ -197,12 +207,12 @@ ROCLINE_DEVICE void orders(const Element* logits, const float* penalty, i64 pena
 
   u64 best = 0;
   const auto take = [&](u32 at, float logit) {
-    if (previous_count && seen[at]) logit = penalised(logit, divisor);
     const u32 value = order(logit);
     const u64 ranked = static_cast<u64>(value) << 32 | ~static_cast<u32>(first + at);
     best = ranked > best ? ranked : best;
     return value;
   };
+  const auto take_unseen = [&](u32 at, float logit) { return previous_count && seen[at] ? 0 : take(at, logit); };
   constexpr u32 lanes = Vec<Element>::lanes;
   if (count == kChunk && aligned16(from)) {
 #pragma unroll
@@ -213,13 +223,19 @@ ROCLINE_DEVICE void orders(const Element* logits, const float* penalty, i64 pena
       for (u32 k = 0; k < lanes; k += 4) {
         Bytes16 four;
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) four.word[j] = take(at + k + j, some.at[k + j]);
+        for (u32 j = 0; j < 4; ++j) four.word[j] = take_unseen(at + k + j, some.at[k + j]);
         *reinterpret_cast<Bytes16*>(row.ranks() + at + k) = four;
       }
     }
   } else {
     for (u32 at = thread_x(); at < kChunk; at += kThreads)
-      row.ranks()[at] = at < count ? take(at, to_float(from[at])) : 0;
+      row.ranks()[at] = at < count ? take_unseen(at, to_float(from[at])) : 0;
+  }
+  if (previous_count) {
+    barrier();
+    const float divisor = penalty[row.index * penalty_step];
+    for (u32 at = thread_x(); at < count; at += kThreads)
+      if (seen[at]) row.ranks()[at] = take(at, penalised(to_float(from[at]), divisor));
   }
   best = block_maximum(best, scratch);
   if (thread_x() == 0) row.words[row.layout.best + row.chunk] = best;
@@ -250,10 +266,7 @@ ROCLINE_DEVICE void ranks(const Parameters& parameters, u64* workspace, i64* tok
 
   const bool cuts = settings.top_k || settings.top_p < kWholeP;
   if (cuts) histogram.clear(kFirst);
-#pragma unroll
-  for (int i = 0; i < kPerThread / 4; ++i) {
-    Bytes16* const at = reinterpret_cast<Bytes16*>(row.ranks()) + i * kThreads + thread_x();
-    Bytes16 four = *at;
+each_four(row.ranks(), [&](Bytes16& four, Bytes16* at) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (four.word[k] == 0) {
@@ -264,7 +277,7 @@ ROCLINE_DEVICE void ranks(const Parameters& parameters, u64* workspace, i64* tok
       if (cuts) histogram.add(four.word[k] >> 17, weight(four.word[k], settings.scale));
     }
     *at = four;
-  }
+  });
   if (cuts) histogram.flush(row, 0, kFirst);
 }
 
