@@ -27,18 +27,18 @@ help:
 	@echo 'make wheel      dist/*.whl'
 	@echo 'make clean      remove .venv and everything that was built'
 
-env: .venv/environment .venv/weights
+env: begin .venv/environment .venv/weights
 
-demo: begin env
+demo: env
 	@$(BIN)/rocline demo
 
-test: begin env
+test: env
 	$(call step,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 	$(call step,mypy,$(BIN)/mypy)
 	$(call step,pytest,$(BIN)/pytest -m 'not slow' --durations=15)
 	@$(MAKE) --no-print-directory summary
 
-test-slow: env
+test-slow: .venv/environment .venv/weights
 	$(call step,pytest on the long sweeps,$(BIN)/pytest -m slow --durations=15)
 	@$(MAKE) --no-print-directory summary
 
