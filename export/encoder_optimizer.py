@@ -6,14 +6,17 @@ their rotary embeddings nor their attention, and ONNX Runtime fuses their norms 
 """
 
 import contextlib
+import importlib
+import io
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rocline.export import graph_files
 from rocline.export.targets import Target
+from rocline.runtime import onnx_file
 
 if TYPE_CHECKING:
     import onnx
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 # The optimizer's own model type for each architecture that was tried.
 _FUSIONS = {
     **dict.fromkeys(("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"), "bert"),
-    **dict.fromkeys(("deit", "vit", "wav2vec2", "yolos"), "vit"),
+    **dict.fromkeys(("deit", "vit", "yolos"), "vit"),
 }
+# Smaller initializers may be shapes or indices, which shape inference reads.
+_SHAPE_BYTES = 1024
 
 
 def optimize(
@@ -52,7 +57,7 @@ def optimize(
         return [f"{path.name}: not fused: {target.name} does not run {', '.join(refused)} in {dtype}"]
     if not contributed:
         return [f"{path.name}: not fused: the optimizer found nothing to fuse"]
-    _drop_unused_domains(fused)
+    _set_domains(fused)
     _save(fused, path)
     counts = ", ".join(f"{op} {count}" for op, count in contributed.items())
     return [f"{path.name}: {before} -> {len(fused.graph.node)} nodes: {counts}"]
@@ -68,8 +73,6 @@ def _why_not(model_type: str, target: Target) -> str | None:
 
 def _fuse(path: Path, fusions: str, heads: int, hidden_size: int) -> tuple["onnx.ModelProto", int]:
     """Returns the fused model, and how many nodes there were before."""
-    import onnx
-
     with _quiet():
         from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
@@ -78,18 +81,23 @@ def _fuse(path: Path, fusions: str, heads: int, hidden_size: int) -> tuple["onnx
         options.use_raw_attention_mask(fusions == "bert")
         if fusions == "vit":
             options.disable_attention_mask()
-        before = len(onnx.load_model(path, load_external_data=False).graph.node)
-        optimized = optimizer.optimize_model(
-            str(path), fusions, num_heads=heads, hidden_size=hidden_size, optimization_options=options
-        )
+        before = onnx_file.read(path).operators.total()
+        # Level 0: no pass through an ONNX Runtime session first, which costs seconds and two copies of the weights.
+        with _shapes_without_weights():
+            optimized = optimizer.optimize_model(
+                str(path), fusions, num_heads=heads, hidden_size=hidden_size, optimization_options=options, opt_level=0
+            )
     fused: onnx.ModelProto = optimized.model
     return fused, before
 
 
-def _drop_unused_domains(model: "onnx.ModelProto") -> None:
-    used = {node.domain for node in model.graph.node} | {""}
-    for entry in [entry for entry in model.opset_import if entry.domain not in used]:
-        model.opset_import.remove(entry)
+def _set_domains(model: "onnx.ModelProto") -> None:
+    """Imports the domains that the nodes are of, and no others."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    used = sorted({node.domain for node in model.graph.node} | {""})
+    del model.opset_import[:]
+    for domain in used:
+        model.opset_import.add(domain=domain, version=versions.get(domain, 1))
 
 
 def _save(model: "onnx.ModelProto", path: Path) -> None:
@@ -104,11 +112,41 @@ def _save(model: "onnx.ModelProto", path: Path) -> None:
 
 
 @contextlib.contextmanager
+def _shapes_without_weights() -> Iterator[None]:
+    """Lets the optimizer infer shapes on the bare graph: for each pass it copies the model, weights and all."""
+    module: Any = importlib.import_module("onnx_model")
+    original = module.SymbolicShapeInferenceHelper
+    module.SymbolicShapeInferenceHelper = lambda model: original(_without_weights(model))
+    try:
+        yield
+    finally:
+        module.SymbolicShapeInferenceHelper = original
+
+
+def _without_weights(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Returns a copy whose large initializers are inputs: they have a type and a shape, but no data."""
+    import onnx
+
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    bare.graph.name = graph.name
+    for name in ("node", "input", "output", "value_info"):
+        getattr(bare.graph, name).extend(getattr(graph, name))
+    for tensor in graph.initializer:
+        if tensor.ByteSize() <= _SHAPE_BYTES:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return bare
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the optimizer, whose modules log under their bare file names, for the length of the block."""
+    """Silences the optimizer, whose modules print and log under their bare file names, for the length of the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)

@@ -94,7 +94,7 @@ def test_the_message_names_output_place_and_values(tmp_path):
     ("kind", "node", "layer"),
     [
         ("bert", "Attention_1", r"encoder\.layer\.1\.attention"),
-        ("wav2vec2", "encoder/layers.1/feed_forward/output_dense", r"wav2vec2\.encoder\.layers\.1\.feed_forward"),
+        ("vit", "encoder/layer.1/output/dense", r"vit\.encoder\.layer\.1\.output"),
     ],
 )
 def test_a_changed_weight_is_found_in_a_fused_graph(kind, node, layer, tmp_path):
