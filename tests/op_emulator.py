@@ -14,7 +14,7 @@ from rocline.custom_ops import LIBRARY, build
 
 STANDINS = Path(__file__).resolve().parent / "custom_ops" / "emulate"
 FLAGS = [
-    *("-std=gnu++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-std=gnu++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-strict-aliasing", "-ffp-contract=off", "-Wno-psabi", "-Wno-unknown-pragmas", "-mavx2", "-mfma", "-mf16c"),
     *("-I", str(STANDINS), "-I", str(build.FOLDER)),
 ]
@@ -31,12 +31,17 @@ def _compile(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def compile_program(source: Path, out: Path, wave: int) -> None:
+    """Compiles a program that launches a kernel of its own."""
+    _compile([f"-DROCLINE_WAVE={wave}", str(source), "-o", str(out)])
+
+
 def build_library(folder: Path, wave: int) -> Path:
     """The path of the library below ``folder``; the kernels of each op lie beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     ops = [op for op in build.op_folders() if (op / "kernel.hip").is_file() and (op / "op.cc").is_file()]
     define = f"-DROCLINE_WAVE={wave}"
-    jobs = [[define, "-x", "c++", str(op / "kernel.hip"), "-o", str(folder / f"{op.name}.so")] for op in ops]
+    jobs = [[define, "-shared", "-x", "c++", str(op / "kernel.hip"), "-o", str(folder / f"{op.name}.so")] for op in ops]
     objects = []
     for op in ops:
         objects.append(folder / f"{op.name}.o")
@@ -48,5 +53,5 @@ def build_library(folder: Path, wave: int) -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_compile, jobs))
     library = folder / LIBRARY
-    _compile([*map(str, objects), "-o", str(library), "-ldl"])
+    _compile(["-shared", *map(str, objects), "-o", str(library), "-ldl"])
     return library
