@@ -23,12 +23,13 @@ def test_kernels_give_what_the_references_give(wave, tmp_path):
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
+        ("if (thread_x() == 3) return;\n  out[thread_x()] = shuffle(1.f, 3);", "reads thread 3, which has left"),
         (
-            "if (thread_x() == 3) return;\n  out[thread_x()] = shuffle(1.f, 3);",
-            "thread 0 reads thread 3, which has left",
+            "if (thread_x() % 2)\n    barrier();\n  else\n    ballot(true);",
+            "wait for one another for ever (32 at a barrier",
         ),
-        ("if (thread_x() < 32) barrier();\n  else ballot(thread_x() == 0 ? true : (barrier(), true));", "for ever"),
     ],
+    ids=["a lane that left", "a deadlock"],
 )
 def test_what_a_device_leaves_undefined_is_reported(body, complaint, tmp_path):
     source = tmp_path / "kernel.cc"
