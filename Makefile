@@ -6,6 +6,8 @@ PYTHON := $(shell for python in python3.11 python3; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 EXTRAS := .[rocm,export,dev]
+# In the environment rather than in pip's own for each build, whose new paths would have every kernel built again.
+BUILD_TOOLS := scikit-build-core ziglang cmake ninja
 WEIGHTS := from rocline.export import recipes; print(*recipes.requirements())
 STEPS := .venv/steps
 NATIVE := $(shell find CMakeLists.txt custom_ops -name CMakeLists.txt -o -name '*.cmake' -o -name '*.cc' -o -name '*.h' \
@@ -63,8 +65,9 @@ summary:
 	@$(PYTHON) -m venv .venv
 
 .venv/environment: pyproject.toml constraints.txt $(NATIVE) | .venv/bin/python
+	$(call step,build tools,$(PIP) install --quiet -c constraints.txt $(BUILD_TOOLS))
 	$(call step,environment and build (some minutes the first time: 2 GB of packages),$(PIP) install --quiet \
-	  -c constraints.txt -e '$(EXTRAS)')
+	  --no-build-isolation -c constraints.txt -e '$(EXTRAS)')
 	@touch $@
 
 .venv/weights: models/*/recipe.toml | .venv/environment
