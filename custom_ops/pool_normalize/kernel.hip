@@ -1,4 +1,5 @@
-// y = pooled tokens of each row, normalised if asked; x: [batch, tokens, hidden], mask: [batch, tokens], y: [batch, hidden].
+// y = pooled tokens of each row, normalised if asked.  x: [batch, tokens, hidden]; mask: [batch, tokens]; y: [batch,
+// hidden]; partial: [batch, splits, hidden].
 //
 //   sum     mean only: sums of a split's tokens, a block for a split and a tile of columns
 //   finish  mean only: the splits' sums, in turn, divided by the number of tokens
@@ -11,16 +12,19 @@ namespace rocline {
 using namespace pooling;
 
 constexpr int kThreads = 256;
-constexpr int kRowThreads = 1024;  // of finish and pick, which have one block a row
+constexpr int kRowThreads = 512;  // of finish and pick, which have one block a row
+constexpr int kAtOnce = 8;        // loads that a thread of sum has on their way
 
 template <class Element>
 ROCLINE_DEVICE void sum(const Element* x, const i64* mask, float* partial, i64 tokens, i64 hidden) {
   constexpr int lanes = Vec<Element>::lanes;
   __shared__ float sums[kThreads * lanes];
+  __shared__ unsigned char keep[kThreads];
   const Tiling tiling = tiling_of(hidden, lanes);
   const int column_lanes = tiling.column_lanes, token_lanes = tiling.token_lanes, columns = column_lanes * lanes;
   const i64 splits = splits_of(tokens);
-  const i64 tile = block_x() % tiling.tiles, split = block_x() / tiling.tiles % splits, row = block_x() / tiling.tiles / splits;
+  const i64 tile = block_x() % tiling.tiles, item = block_x() / tiling.tiles;
+  const i64 split = item % splits, row = item / splits;
   const int column_lane = thread_x() % column_lanes, token_lane = thread_x() / column_lanes;
   const i64 begin = tokens * split / splits, end = tokens * (split + 1) / splits;
   const Element* from = x + row * tokens * hidden;
@@ -30,23 +34,37 @@ ROCLINE_DEVICE void sum(const Element* x, const i64* mask, float* partial, i64 t
   // In vectors a thread's columns stand side by side, else column_lanes apart.
   const bool vectors = hidden % lanes == 0 && aligned16(x);
   const i64 column = tile * columns + (vectors ? column_lane * lanes : column_lane);
-  // A block's last threads may have no place among the tokens.
-  const i64 start = token_lane < token_lanes ? begin + token_lane : end;
-  if (vectors) {
-#pragma unroll 4
-    for (i64 token = column < hidden ? start : end; token < end; token += token_lanes) {
-      if (seen[token] == 0) continue;
-      const Vec<Element> some = load16(from + token * hidden + column);
+  // A block's last threads may have no place among the tokens, or among the columns.
+  const bool idle = token_lane >= token_lanes || column >= hidden;
+  for (i64 first = begin; first < end; first += kThreads) {
+    const int count = end - first < kThreads ? static_cast<int>(end - first) : kThreads;
+    barrier();
+    if (static_cast<int>(thread_x()) < count) keep[thread_x()] = seen[first + thread_x()] != 0;
+    barrier();
+    const Element* at = from + first * hidden + column;
+    if (vectors) {
+      // The mask is known: several loads are on their way at once.
+      for (int token = idle ? count : token_lane; token < count; token += token_lanes * kAtOnce) {
+        Bytes16 raw[kAtOnce];
 #pragma unroll
-      for (int k = 0; k < lanes; ++k) sum[k] += some.at[k];
-    }
-  } else {
-    for (i64 token = start; token < end; token += token_lanes) {
-      if (seen[token] == 0) continue;
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int one = token + i * token_lanes;
+          raw[i] = {};
+          if (one < count && keep[one]) raw[i] = *reinterpret_cast<const Bytes16*>(at + one * hidden);
+        }
 #pragma unroll
-      for (int k = 0; k < lanes; ++k) {
-        const i64 at = column + k * column_lanes;
-        if (at < hidden) sum[k] += to_float(from[token * hidden + at]);
+        for (int i = 0; i < kAtOnce; ++i) {
+          const Vec<Element> some = load16(reinterpret_cast<const Element*>(&raw[i]));
+#pragma unroll
+          for (int k = 0; k < lanes; ++k) sum[k] += some.at[k];
+        }
+      }
+    } else {
+      for (int token = idle ? count : token_lane; token < count; token += token_lanes) {
+        if (!keep[token]) continue;
+#pragma unroll
+        for (int k = 0; k < lanes; ++k)
+          if (column + k * column_lanes < hidden) sum[k] += to_float(at[token * hidden + k * column_lanes]);
       }
     }
   }
@@ -91,7 +109,8 @@ ROCLINE_DEVICE void finish(const float* partial, const i64* mask, float* y, i64 
   __shared__ float scratch[kRowThreads / kWave];
   const i64 row = block_x(), splits = splits_of(tokens);
   float count = 0.f;
-  for (i64 token = thread_x(); token < tokens; token += kRowThreads) count += mask[row * tokens + token] != 0 ? 1.f : 0.f;
+  for (i64 token = thread_x(); token < tokens; token += kRowThreads)
+    count += mask[row * tokens + token] != 0 ? 1.f : 0.f;
   count = reduce_block<Sum, kRowThreads>(count, scratch);
   const float divisor = count > 0.f ? count : 1e-9f;
   const float* from = partial + row * splits * hidden;

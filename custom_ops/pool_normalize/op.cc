@@ -60,19 +60,19 @@ class PoolNormalize final : public Kernel {
     gpu::Stream stream;
     ROCLINE_TRY(context.stream(stream));
     // The sizes that kernel.hip names kThreads and kRowThreads.
-    constexpr unsigned threads = 256, row_threads = 1024;
+    constexpr unsigned threads = 256, row_threads = 512;
     const int normalize = normalize_;
     if (mode_ != pooling::kMean) {
       const int last = mode_ == pooling::kLast;
-      return pick_.launch(stream, {call.batch}, row_threads, 0, call.x, call.mask, call.y, call.tokens, call.hidden, last,
-                          normalize);
+      return pick_.launch(stream, {call.batch}, row_threads, 0, call.x, call.mask, call.y, call.tokens, call.hidden,
+                          last, normalize);
     }
     const pooling::Tiling tiling = pooling::tiling_of(call.hidden, context.dtype() == DType::f32 ? 4 : 8);
     const std::int64_t blocks = call.batch * pooling::splits_of(call.tokens) * tiling.tiles;
     if (blocks > 0)
       ROCLINE_TRY(sum_.launch(stream, {blocks}, threads, 0, call.x, call.mask, call.partial, call.tokens, call.hidden));
-    return finish_.launch(stream, {call.batch}, row_threads, 0, call.partial, call.mask, call.y, call.tokens, call.hidden,
-                          normalize);
+    return finish_.launch(stream, {call.batch}, row_threads, 0, call.partial, call.mask, call.y, call.tokens,
+                          call.hidden, normalize);
   }
 
  private:

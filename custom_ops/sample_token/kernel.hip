@@ -6,7 +6,9 @@
 //   sums     weight of the kept tokens of each chunk
 //   draw     the token
 //
-// A chunk of 4096 tokens is one block's; rows that have their token leave each later kernel at once.
+// A chunk of 4096 tokens is one block's; rows that have their token leave each later kernel at once.  The logits are
+// read once; the workspace, 4 bytes a token, is written twice and read six times, by draw in one chunk alone.  A search
+// that a row does not need costs it the launch.
 #include "kernels/device.h"
 #include "sample_token/sampling.h"
 
@@ -45,7 +47,9 @@ struct Row {
     chunk = block % layout.chunks;
     words = workspace + index * layout.words;
   }
-  ROCLINE_DEVICE u32* ranks() const { return reinterpret_cast<u32*>(words + layout.ranks) + static_cast<i64>(chunk) * kChunk; }
+  ROCLINE_DEVICE u32* ranks() const {
+    return reinterpret_cast<u32*>(words + layout.ranks) + static_cast<i64>(chunk) * kChunk;
+  }
   ROCLINE_DEVICE u64* weights() const { return words + layout.weights; }
   ROCLINE_DEVICE u32* counts() const { return reinterpret_cast<u32*>(words + layout.counts); }
   ROCLINE_DEVICE State& state() const { return *reinterpret_cast<State*>(words + layout.state); }
@@ -93,7 +97,7 @@ ROCLINE_DEVICE u64 block_before(u64 value, u64& total, u64* scratch) {
   return before;
 }
 
-// Calls function(four) for the tokens of a chunk in no particular order, 16 bytes a load, the next one always on its way.
+// Calls function(four, at) for the tokens of a chunk in no particular order, 16 bytes a load, the next one on its way.
 // Not unrolled: the code would be four times as long.
 template <class F>
 ROCLINE_DEVICE void each_four(u32* ranks, const F& function) {
@@ -148,7 +152,8 @@ struct Histogram {
 
 // Reads the histogram of `buckets` that begins at `at`.  The bucket at which the count (or the weight) of all up to it
 // reaches `target` becomes the next digit of the search.
-ROCLINE_DEVICE Search descend(const Row& row, u32 at, u32 buckets, bool by_weight, u64 target, Search search, u64* scratch) {
+ROCLINE_DEVICE Search descend(const Row& row, u32 at, u32 buckets, bool by_weight, u64 target, Search search,
+                              u64* scratch) {
   constexpr u32 most = kFirst / kThreads;
   __shared__ Search found;
   const u32 own = buckets / kThreads, first = at + thread_x() * own;

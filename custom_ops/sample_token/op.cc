@@ -83,7 +83,7 @@ class SampleToken final : public Kernel {
   static Status prepare(Context& context, Call& call) {
     const Tensor &logits = context.input(kLogits), &seed = context.input(kSeed), &previous = context.input(kPrevious);
     if (logits.shape.rank != 2 || logits.shape[1] < 1 || logits.shape[1] > sampling::kMaxVocab)
-      return context.refuse(logits, "[batch, vocab] with 1 to %lld tokens", static_cast<long long>(sampling::kMaxVocab));
+      return context.refuse(logits, "[batch, vocab] with 1 to %lld tokens", sampling::kMaxVocab);
     const std::int64_t batch = logits.shape[0], vocab = logits.shape[1];
     const auto rows = static_cast<long long>(batch);
     for (int index = kTemperature; index <= kPenalty; ++index) {
@@ -124,7 +124,10 @@ class SampleToken final : public Kernel {
 
   // What the CPU reads beforehand a GPU cannot report: there a token of minus the refusal says it.
   static Status refuse_row(const Context& context, std::int64_t row, sampling::Refusal refusal) {
-    const auto at = [&](int index) { return context.input(index).as<const float>()[context.input(index).shape[0] == 1 ? 0 : row]; };
+    const auto at = [&](int index) {
+      const Tensor& input = context.input(index);
+      return input.as<const float>()[input.shape[0] == 1 ? 0 : row];
+    };
     const auto number = static_cast<long long>(row);
     const auto bad = [&](int index, const char* wanted) {
       return Status::error(ort::Error::invalid_argument, "input '%s': %g for row %lld, expected %s",

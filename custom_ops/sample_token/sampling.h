@@ -1,5 +1,5 @@
-// What the CPU and the GPU compute alike in SampleToken.  A float is only added, multiplied or divided once between two
-// roundings, never a * b + c that a compiler could fuse; all that is summed is an integer, so the order does not matter.
+// What the CPU and the GPU compute alike in SampleToken.  Floats are never multiplied and then added, which a compiler
+// could fuse into one rounding, and all that is summed is an integer, so that the order does not matter.
 #pragma once
 
 #if defined(__CUDACC__) || defined(__HIP__)
@@ -28,7 +28,7 @@ constexpr u32 kHistogram = kFirst + 2 * (kSecond + kThird);
 constexpr u32 kStateWords = 24;
 constexpr u32 kSpareWords = 2;  // a workspace at an odd multiple of 8 bytes is used from the next word on
 
-// The node's inputs that are neither logits nor seen tokens; each holds one value for all rows (step 0) or one a row (1).
+// The node's inputs that are neither logits nor seen tokens: one value for all rows (step 0), or one for each (step 1).
 struct Parameters {
   const float* temperature;
   const int* top_k;

@@ -1,4 +1,4 @@
-"""SampleToken beyond its cases: against transformers, in distribution, and on the device's path for both wave sizes."""
+"""SampleToken beyond its cases: against transformers, in distribution, and where the device refuses."""
 
 import math
 
@@ -140,43 +140,10 @@ def test_a_draw_depends_on_its_own_seed_alone():
     assert (sample(logits, seed + np.array([1, 0])) != tokens).any()
 
 
-@pytest.fixture(scope="module", params=[32, 64], ids=["wave32", "wave64"])
-def emulated(request, tmp_path_factory):
-    """The library whose kernels run on the host, with this op alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "op_folders", lambda: [build.FOLDER / SPEC.folder])
-        library = op_emulator.build_library(tmp_path_factory.mktemp("emulated") / str(request.param), request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROCLINE_OPS_LIBRARY", str(library))
-        yield library
-
-
-def test_the_device_draws_the_same_tokens(emulated):
-    rng = np.random.default_rng(11)
-    for vocab in (5, 1000, 4097, 9001):
-        logits = np.round(rng.standard_normal((6, vocab), dtype=np.float32) * 8) / 4
-        parameters = {
-            "temperature": rng.choice([0.5, 1.0, 2.0], 6),
-            "top_k": rng.choice([0, 3, 200], 6),
-            "top_p": rng.choice([1.0, 0.9, 0.4], 6),
-            "min_p": rng.choice([0.0, 0.1], 6),
-            "penalty": rng.choice([1.0, 1.2], 6),
-            "previous": rng.integers(-1, vocab, (6, 20)),
-        }
-        seed = rng.integers(0, 2**63 - 1, (6, 2))
-        wanted = SPEC.reference(
-            {
-                "logits": logits,
-                "seed": seed,
-                "repetition_penalty": parameters["penalty"],
-                **{name: value for name, value in parameters.items() if name != "penalty"},
-            },
-            {},
-        )
-        np.testing.assert_array_equal(sample(logits, seed, **parameters), wanted["tokens"])
-
-
-def test_the_device_says_why_a_row_has_no_token(emulated):
+def test_the_device_says_why_a_row_has_no_token(tmp_path, monkeypatch):
+    # A GPU's kernels cannot raise: the same rows that are errors on the CPU have a negative token.
+    monkeypatch.setattr(build, "op_folders", lambda: [build.FOLDER / SPEC.folder])
+    monkeypatch.setenv("ROCLINE_OPS_LIBRARY", str(op_emulator.build_library(tmp_path, wave=64)))
     logits = np.zeros((7, 4100), np.float32)
     logits[4, 4099], logits[5] = np.nan, -np.inf
     tokens = sample(
