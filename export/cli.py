@@ -20,7 +20,11 @@ import click
 @click.option("--opset", type=int, help="Opset of the graph; by default Optimum's for the architecture.")
 @click.option("--force", is_flag=True, help="Replace the model folder at OUT, once the new one is complete.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
-@click.option("--parity-bound", type=float, help="Largest difference to PyTorch that is accepted.")
+@click.option(
+    "--parity-bound",
+    type=float,
+    help="Largest difference to PyTorch that is accepted, relative where an output's values pass 1.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of a line.")
 def export(source: str, out: Path, as_json: bool, **arguments: Any) -> None:
     """Exports SOURCE into the model folder OUT.

@@ -77,7 +77,8 @@ def export_model(
         trust_remote_code: run Python code that comes with the model.
         opset: of the default operator domain; None takes Optimum's for the architecture, as far as the target loads it.
         progress: called with each stage's name when it begins.
-        parity_bound: the largest accepted difference to PyTorch; None takes the recipe's or `parity.BOUNDS`.
+        parity_bound: the largest accepted difference to PyTorch, where an output's values pass 1 relative to its
+            largest; None takes the recipe's or `parity.BOUNDS`.
 
     Raises:
         ExportError: the source, the destination or an argument cannot be used, or the export failed.
