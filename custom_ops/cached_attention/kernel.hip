@@ -3,6 +3,8 @@
 //   [batch, keys] where `causal` is 0     bias: strides in the parameters, or null     workspace: see decode.h
 // decode:  grid (batch * kv_heads, splits, chunks / 4)     combine: grid (batch * queries * heads)
 // prefill: grid (queries * heads / kv_heads / kPrefillRows, batch * kv_heads)
+//
+// A position outside [-1, keys) counts as padding: the device cannot refuse it as the CPU does.
 #include "cached_attention/decode.h"
 #include "cached_attention/prefill.h"
 

@@ -6,6 +6,8 @@
 // A group of `lanes` lanes takes one head of q, k or v of one token.  Its lanes hold two runs of Width elements each: the
 // two halves that rotate into one another, or two neighbouring runs where nothing does or pairs are interleaved.  A
 // group reads all of a head's norm before it writes any of the head, so y may be q.
+//
+// A position outside [-1, capacity), or past the tables, counts as padding: the device cannot refuse it as the CPU does.
 #include "kernels/device.h"
 #include "rotary_cache/params.h"
 

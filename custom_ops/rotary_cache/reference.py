@@ -11,7 +11,8 @@ Array = NDArray[Any]
 def _rms_norm(x: Array, weight: Array | None, epsilon: float) -> Array:
     if weight is None or weight.size == 0:
         return x
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
+    normalised: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
+    return normalised
 
 
 def _rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:

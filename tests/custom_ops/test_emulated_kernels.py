@@ -11,13 +11,49 @@ import pytest
 CASES = Path(__file__).with_name("test_ops.py")
 
 
-@pytest.mark.parametrize("wave", [32, 64])
-def test_kernels_give_what_the_references_give(wave, tmp_path):
-    library = op_emulator.build_library(tmp_path, wave)
+@pytest.fixture(scope="module", params=[32, 64])
+def environment(request, tmp_path_factory):
+    library = op_emulator.build_library(tmp_path_factory.mktemp("emulated"), request.param)
+    return {**os.environ, "ROCLINE_OPS_LIBRARY": str(library)}
+
+
+def test_kernels_give_what_the_references_give(environment):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_case", str(CASES)]
-    environment = {**os.environ, "ROCLINE_OPS_LIBRARY": str(library)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+# A device cannot refuse positions, so one that is out of range must do nothing. Prints True for each thing that holds.
+OUT_OF_RANGE = """
+import numpy as np, op_harness as harness
+from rocline import custom_ops
+from rocline.custom_ops.cached_attention import spec as attention
+from rocline.custom_ops.rotary_cache import spec as rotary
+from rocline.custom_ops.schema import Case
+
+def run(name, inputs, alias):
+    spec = custom_ops.specs()[name]
+    case = Case("out of range", inputs, {"heads": 4, "kv_heads": 2}, alias=alias)
+    arrays = harness.make_inputs(spec, case, "float32")
+    session = harness.make_session(harness.make_model(spec, case, "float32", arrays))
+    return arrays, harness.run_guarded(session, spec, case, "float32", arrays, True)
+
+rows = [[16, -2], [2**40, -(2**63)]]
+arrays, got = run("RotaryCache", rotary.inputs(4, 2, 32, 16, *rows), rotary.IN_PLACE)
+print(not got["q_rotated"].any(), *((got[f"present_{x}"] == arrays[f"past_{x}"]).all() for x in "kv"))
+for tokens in (1, 40):
+    inputs = attention.inputs(4, 2, 32, 300, *[[0] * tokens] * 2)
+    inputs["position_ids"] = attention.positions(*[[300] * tokens] * 2)
+    print(not run("CachedAttention", inputs, {})[1]["y"].any())
+"""
+
+
+def test_positions_out_of_range_do_nothing(environment):
+    environment = {**environment, "PYTHONPATH": str(CASES.parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_RANGE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True"] * 5, done.stdout + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
