@@ -5,8 +5,9 @@
 
 Both start from the same Hugging Face folder (SmolLM2's GGUF weights are dequantised into one first) and run by turns,
 so that a slow moment of the machine hits both. Optimum's validation is on; rocline's comparison with PyTorch takes its
-place. Medians of wall time, of processor time (which other work on the machine disturbs less), and of peak memory as the
-kernel counts it for the process (ru_maxrss). Exits 1 where rocline takes more than 1.25 times the wall time or memory.
+place. Medians of wall time, of processor time (which other work on the machine disturbs less), and of peak memory as
+the kernel counts it for the process (ru_maxrss). Exits 1 where rocline takes more than 1.25 times the wall time or
+memory.
 """
 
 import argparse
