@@ -1,12 +1,12 @@
 """The exceptions rocline raises; each message is one line that names the thing, what it was and what was expected.
 
-    RoclineError
-    ├── ModelError      a model file, folder or manifest cannot be used
-    ├── InputError      a tensor, prompt or option given by the caller does not fit
-    ├── ProviderError   an execution provider cannot be used, or strict mode refused a fallback
-    ├── ExportError     a source cannot be exported
-    │   └── ParityError     the exported model does not give PyTorch's numbers
-    └── DeviceError     a device, stream or buffer operation failed
+RoclineError
+├── ModelError      a model file, folder or manifest cannot be used
+├── InputError      a tensor, prompt or option given by the caller does not fit
+├── ProviderError   an execution provider cannot be used, or strict mode refused a fallback
+├── ExportError     a source cannot be exported
+│   └── ParityError     the exported model does not give PyTorch's numbers
+└── DeviceError     a device, stream or buffer operation failed
 """
 
 
