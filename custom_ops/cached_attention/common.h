@@ -50,7 +50,8 @@ ROCLINE_DEVICE void store_any(const AttentionParams& a, void* to, i64 offset, fl
   with_dtype(a, [&](auto tag) { static_cast<decltype(tag)*>(to)[offset] = from_float<decltype(tag)>(value); });
 }
 
-// Eight elements of `from`, `offset` on, widened and stored at `to` (shared memory, on 16 bytes); zeros from `count` on.
+// Eight elements of `from`, `offset` on, widened and stored at `to` (shared memory, on 16 bytes); zeros from `count`
+// on.
 ROCLINE_DEVICE void stage_eight(const AttentionParams& a, float* to, const void* from, i64 offset, int count) {
   with_dtype(a, [&](auto tag) {
     const auto* source = static_cast<const decltype(tag)*>(from) + offset;

@@ -1,12 +1,12 @@
 // CachedAttention on the CPU: flash attention over blocks of keys, and decoding cut into pieces of the cache.
 //
-// A tile is some query rows, (query, head) pairs that share a key head, against a block of keys.  Its scores are kept as
-// [key][row], so that the softmax runs down the keys with a vector of rows and needs no sum across lanes.  Many rows
+// A tile is some query rows, (query, head) pairs that share a key head, against a block of keys.  Its scores are kept
+// as [key][row], so that the softmax runs down the keys with a vector of rows and needs no sum across lanes.  Many rows
 // multiply their transposed queries, few rows take dot products with the keys as they lie.
 #include <cstdlib>
 
 #include "cached_attention/params.h"
-#include "cpu/vec.h"
+#include "cached_attention/products.h"
 
 namespace rocline::ROCLINE_ISA {
 namespace {
@@ -14,86 +14,19 @@ namespace {
 constexpr int kBlock = 64;  // keys a block
 constexpr int kFew = 16;    // rows of a tile in decoding
 constexpr int kMany = 64;   // rows of a tile in prefill
-constexpr int kGroup = 4;   // rows that share each vector loaded
 constexpr float kInfinity = __builtin_inff();
-
-// c[kGroup][columns] += a[kGroup][depth] * b[depth][columns]; a's element (row, k) is a[row * a_row + k * a_depth].
-template <int Vectors, class B, class Get, class Put>
-void tile_columns(float* c, std::int64_t c_row, const float* a, int a_row, int a_depth, const B* b, std::int64_t b_row,
-                  int depth, Get get, Put put) {
-  Vec sums[kGroup][Vectors];
-  for (int r = 0; r < kGroup; ++r)
-    for (int n = 0; n < Vectors; ++n) sums[r][n] = get(c + r * c_row + n * kWidth);
-  for (int k = 0; k < depth; ++k) {
-    Vec from[Vectors];
-    for (int n = 0; n < Vectors; ++n) from[n] = get(b + k * b_row + n * kWidth);
-    for (int r = 0; r < kGroup; ++r) {
-      const Vec weight = splat(a[r * a_row + k * a_depth]);
-      for (int n = 0; n < Vectors; ++n) sums[r][n] = multiply_add(weight, from[n], sums[r][n]);
-    }
-  }
-  for (int r = 0; r < kGroup; ++r)
-    for (int n = 0; n < Vectors; ++n) put(c + r * c_row + n * kWidth, sums[r][n]);
-}
-
-template <class B>
-void add_product(float* c, std::int64_t c_row, const float* a, int a_row, int a_depth, const B* b, std::int64_t b_row,
-                 int depth, int columns) {
-  constexpr int wide = kWidth == 16 ? 4 : 2;
-  const auto get = [](const auto* from) { return load(from); };
-  const auto put = [](float* to, Vec value) { store(to, value); };
-  int column = 0;
-  for (; column + wide * kWidth <= columns; column += wide * kWidth)
-    tile_columns<wide>(c + column, c_row, a, a_row, a_depth, b + column, b_row, depth, get, put);
-  for (; column + kWidth <= columns; column += kWidth)
-    tile_columns<1>(c + column, c_row, a, a_row, a_depth, b + column, b_row, depth, get, put);
-  if (const int left = columns - column; left > 0)
-    tile_columns<1>(
-        c + column, c_row, a, a_row, a_depth, b + column, b_row, depth,
-        [left](const auto* from) { return load_part(from, left); },
-        [left](float* to, Vec value) { store_part(to, value, left); });
-}
-
-// The sums of four vectors.
-inline void sums_of(const Vec (&v)[kGroup], float* out) {
-#if defined(__AVX2__)
-  __m128 quarter[kGroup];
-  for (int i = 0; i < kGroup; ++i) {
-#if defined(__AVX512F__)
-    const __m256 half_sum = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
-#else
-    const __m256 half_sum = v[i];
-#endif
-    quarter[i] = _mm_add_ps(_mm256_castps256_ps128(half_sum), _mm256_extractf128_ps(half_sum, 1));
-  }
-  _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps(quarter[0], quarter[1]), _mm_hadd_ps(quarter[2], quarter[3])));
-#else
-  for (int i = 0; i < kGroup; ++i) out[i] = sum(v[i]);
-#endif
-}
-
-// out[row] = q[row] . key for kGroup rows, and the same for a second key.
-template <class T>
-void dot_products(const float* q, std::int64_t q_row, const T* key, const T* second, int head, float* out, float* second_out) {
-  Vec sums[kGroup] = {}, second_sums[kGroup] = {};
-  each(head, [&](std::int64_t, auto get, auto) {
-    const Vec x = get(key), y = get(second);
-    for (int r = 0; r < kGroup; ++r) {
-      const Vec query = get(q + r * q_row);
-      sums[r] = multiply_add(query, x, sums[r]);
-      second_sums[r] = multiply_add(query, y, second_sums[r]);
-    }
-  });
-  sums_of(sums, out);
-  sums_of(second_sums, second_out);
-}
 
 // A tile of up to Rows query rows: rows [first_row, first_row + rows) of one key head of one row of the batch.
 template <class T, int Rows>
 class Tile {
  public:
   Tile(const AttentionParams& params, const AttentionBuffers& buffers, int batch, int kv_head, int first_row)
-      : a_(params), b_(buffers), batch_(batch), kv_head_(kv_head), first_row_(first_row), group_(params.heads / params.kv_heads) {
+      : a_(params),
+        b_(buffers),
+        batch_(batch),
+        kv_head_(kv_head),
+        first_row_(first_row),
+        group_(params.heads / params.kv_heads) {
     const int left = a_.queries * group_ - first_row;
     rows_ = left < Rows ? left : Rows;
     padded_ = (rows_ + kGroup - 1) / kGroup * kGroup;
@@ -104,7 +37,9 @@ class Tile {
       total_[r] = 0.f;
       if (position_[r] < 0) continue;
       const int low = a_.window && position_[r] >= a_.window ? position_[r] - a_.window + 1 : 0;
-      const std::int64_t reach = a_.causal ? position_[r] + 1 : a_.window ? std::int64_t{position_[r]} + a_.window : a_.keys;
+      const std::int64_t reach = a_.causal   ? position_[r] + 1
+                                 : a_.window ? std::int64_t{position_[r]} + a_.window
+                                             : a_.keys;
       const int high = reach < a_.keys ? static_cast<int>(reach) : a_.keys;
       first_ = low < first_ ? low : first_;
       last_ = high > last_ ? high : last_;
@@ -206,8 +141,9 @@ class Tile {
       for (int j = 0; j < count; j += 2)
         for (int r = 0; r < padded_; r += kGroup) {
           const int second = j + 1 < count ? j + 1 : j;
-          dot_products(queries_ + r * kMostHead, kMostHead, k + j * std::int64_t{a_.head}, k + second * std::int64_t{a_.head},
-                       a_.head, scores_ + j * Rows + r, scores_ + second * Rows + r);
+          dot_products(queries_ + r * kMostHead, kMostHead, k + j * std::int64_t{a_.head},
+                       k + second * std::int64_t{a_.head}, a_.head, scores_ + j * Rows + r,
+                       scores_ + second * Rows + r);
         }
     } else {
       const float* keys = widen(k, count);
@@ -215,10 +151,10 @@ class Tile {
       for (int j = 0; j < count; j += kGroup)
         // Past the last key a group reads rows of the scratch that nothing looks at, or steps back.
         if (j + kGroup <= count)
-          add_product(scores_ + j * Rows, Rows, keys + j * std::int64_t{a_.head}, a_.head, 1, queries_, Rows, a_.head, Rows);
+          add_product(scores_ + j * Rows, Rows, keys + j * std::int64_t{a_.head}, a_.head, 1, queries_, Rows, a_.head,
+                      Rows);
         else
-          for (int rest = j; rest < count; ++rest)
-            add_line(scores_ + rest * Rows, keys + rest * std::int64_t{a_.head});
+          for (int rest = j; rest < count; ++rest) add_line(scores_ + rest * Rows, keys + rest * std::int64_t{a_.head});
     }
   }
   void add_line(float* scores, const float* key) {
@@ -232,7 +168,8 @@ class Tile {
   void add_values(const T* v, int begin, int count) {
     const auto add = [&](const auto* values) {
       for (int r = 0; r < padded_; r += kGroup)
-        add_product(sums_ + r * kMostHead, kMostHead, scores_ + begin * Rows + r, 1, Rows, values, a_.head, count, a_.head);
+        add_product(sums_ + r * kMostHead, kMostHead, scores_ + begin * Rows + r, 1, Rows, values, a_.head, count,
+                    a_.head);
     };
     if constexpr (Rows == kFew)
       add(v);
@@ -261,14 +198,16 @@ class Tile {
     }
     for (int r = 0; r < rows_; ++r) {
       const int row = first_row_ + r, position = position_[r];
-      const T* bias = b_.bias ? static_cast<const T*>(b_.bias) + batch_ * a_.bias_batch +
-                                    (kv_head_ * group_ + row % group_) * a_.bias_head + row / group_ * a_.bias_query + key
-                              : nullptr;
+      const T* bias = b_.bias
+                          ? static_cast<const T*>(b_.bias) + batch_ * a_.bias_batch +
+                                (kv_head_ * group_ + row % group_) * a_.bias_head + row / group_ * a_.bias_query + key
+                          : nullptr;
       // Keys [low, high) of the block are seen.
       std::int64_t low = 0, high = count;
       if (a_.window) low = std::int64_t{position} - a_.window + 1 - key;
       if (a_.causal && position + 1 - key < high) high = position + 1 - key;
-      if (!a_.causal && a_.window && std::int64_t{position} + a_.window - key < high) high = std::int64_t{position} + a_.window - key;
+      if (!a_.causal && a_.window && std::int64_t{position} + a_.window - key < high)
+        high = std::int64_t{position} + a_.window - key;
       if (position < 0) high = 0;
       for (int j = 0; j < count; ++j) {
         float& value = scores_[j * Rows + r];

@@ -1,18 +1,18 @@
 // Decoding: few query rows against many keys, bound by reading the keys and values once.
 //
-// A block takes one row of the batch, one key head, one of `splits` pieces of the keys that the row sees, and up to four
-// chunks of kDecodeRows query rows; its waves share the piece tile by tile.  In a wave, `Lanes` lanes hold one key,
-// eight elements each; a lane loads 64 bytes of keys and 64 of values at once, so that enough is under way to cover the
-// latency of memory.  The dot products of all query rows with the keys of a step are summed over the lanes together:
-// each exchange hands half of the values to a partner and so halves their number; sixteen sums cost about sixteen
-// exchanges, and every lane ends up with one finished score, whose exponential it then takes alone.
+// A block takes one row of the batch, one key head, one of `splits` pieces of the keys that the row sees, and up to
+// four chunks of kDecodeRows query rows; its waves share the piece tile by tile.  In a wave, `Lanes` lanes hold one
+// key, eight elements each; a lane loads 64 bytes of keys and 64 of values at once, so that enough is under way to
+// cover the latency of memory.  The dot products of all query rows with the keys of a step are summed over the lanes
+// together: each exchange hands half of the values to a partner and so halves their number; sixteen sums cost about
+// sixteen exchanges, and every lane ends up with one finished score, whose exponential it then takes alone.
 #pragma once
 #include "cached_attention/common.h"
 
 namespace rocline {
 
-// Sums v[0..kScores) over groups of Lanes lanes.  Of the sums a lane keeps kResults: number `sub * kResults + i` or, where
-// there are more lanes than sums, `sub / kShare`.
+// Sums v[0..kScores) over groups of Lanes lanes.  Of the sums a lane keeps kResults: number `sub * kResults + i` or,
+// where there are more lanes than sums, `sub / kShare`.
 template <int kScores, int Lanes>
 struct Fold {
   static constexpr int kResults = Lanes < kScores ? kScores / Lanes : 1;
@@ -50,13 +50,13 @@ struct Partial {
 
 template <class T, int Lanes>
 ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positions, const T* bias, T* y,
-                              float* workspace, const AttentionParams& a) {
-  constexpr int kDepth = 8 / sizeof(T);      // keys a lane loads at once
+                           float* workspace, const AttentionParams& a) {
+  constexpr int kDepth = 8 / sizeof(T);  // keys a lane loads at once
   constexpr int kScores = kDepth * kDecodeRows;
   using Sums = Fold<kScores, Lanes>;
-  constexpr int kKeys = kWave / Lanes;       // keys side by side in a wave
-  constexpr int kTile = kKeys * kDepth;      // keys of one step of the loop
-  constexpr int kRowMask = Lanes / kDepth;   // lanes that differ from this bit on hold other keys of the same row
+  constexpr int kKeys = kWave / Lanes;      // keys side by side in a wave
+  constexpr int kTile = kKeys * kDepth;     // keys of one step of the loop
+  constexpr int kRowMask = Lanes / kDepth;  // lanes that differ from this bit on hold other keys of the same row
   __shared__ float merged[kWaves][kDecodeRows][Lanes * 8];
   __shared__ float merged_max[kWaves][kDecodeRows], merged_sum[kWaves][kDecodeRows];
 
@@ -219,8 +219,7 @@ ROCLINE_DEVICE void decode(const T* q, const T* k, const T* v, const i64* positi
       weights += weight * merged_sum[from][r];
       sum = multiply_add(weight, merged[from][r][element], sum);
     }
-    const i64 out =
-        (i64)(batch * a.queries + row / group) * a.heads + kv_head * group + row % group;
+    const i64 out = (i64)(batch * a.queries + row / group) * a.heads + kv_head * group + row % group;
     if (a.splits == 1) {
       y[out * a.head + element] = from_float<T>(weights > 0.f ? sum / weights : 0.f);
     } else {

@@ -11,23 +11,23 @@
 using rocline::AttentionParams;
 using rocline::kBlock;
 
-#define DECODE(suffix, Element, head, lanes) \
-  extern "C" __global__ ROCLINE_BOUNDS(kBlock, 168, 2) void cached_attention_decode_##head##_##suffix( \
+#define DECODE(suffix, Element, head, lanes)                                                                    \
+  extern "C" __global__ ROCLINE_BOUNDS(kBlock, 168, 2) void cached_attention_decode_##head##_##suffix(          \
       const Element* q, const Element* k, const Element* v, const rocline::i64* positions, const Element* bias, \
-      Element* y, float* workspace, AttentionParams a) { \
-    rocline::decode<Element, lanes>(q, k, v, positions, bias, y, workspace, a); \
+      Element* y, float* workspace, AttentionParams a) {                                                        \
+    rocline::decode<Element, lanes>(q, k, v, positions, bias, y, workspace, a);                                 \
   }
-#define DECODES(suffix, Element) \
-  DECODE(suffix, Element, 64, 8) \
+#define DECODES(suffix, Element)   \
+  DECODE(suffix, Element, 64, 8)   \
   DECODE(suffix, Element, 128, 16) \
   DECODE(suffix, Element, 256, 32)
 ROCLINE_ENTRIES(DECODES)
 
-#define PREFILL(head, chunks, registers, blocks) \
-  extern "C" __global__ ROCLINE_BOUNDS(kBlock, registers, blocks) void cached_attention_prefill_##head( \
+#define PREFILL(head, chunks, registers, blocks)                                                             \
+  extern "C" __global__ ROCLINE_BOUNDS(kBlock, registers, blocks) void cached_attention_prefill_##head(      \
       const void* q, const void* k, const void* v, const rocline::i64* positions, const void* bias, void* y, \
-      AttentionParams a) { \
-    rocline::prefill<chunks>(q, k, v, positions, bias, y, a); \
+      AttentionParams a) {                                                                                   \
+    rocline::prefill<chunks>(q, k, v, positions, bias, y, a);                                                \
   }
 PREFILL(64, 1, 168, 2)
 PREFILL(128, 2, 256, 2)

@@ -68,8 +68,8 @@ class CachedAttention final : public Kernel {
     const Tensor& positions = context.input(kPositions);
     for (std::int64_t i = 0; causal_ && i < positions.elements(); ++i)
       if (const std::int64_t p = positions.as<std::int64_t>()[i]; p < -1 || p >= call.params.keys)
-        return context.refuse(positions, "positions from -1 (padding) to %d, found %lld in row %lld", call.params.keys - 1,
-                              number(p), number(i / call.params.queries));
+        return context.refuse(positions, "positions from -1 (padding) to %d, found %lld in row %lld",
+                              call.params.keys - 1, number(p), number(i / call.params.queries));
     if (call.empty) return {};
     bool enough_memory = true;
     cached_attention_cpu(context.pool(), context.dtype(), call.params, call.buffers, enough_memory);
@@ -85,12 +85,14 @@ class CachedAttention final : public Kernel {
     constexpr unsigned block = 256;
     const AttentionParams& p = call.params;
     const AttentionBuffers& b = call.buffers;
-    const std::int64_t rows = std::int64_t{p.queries} * (p.heads / p.kv_heads), heads = std::int64_t{p.batch} * p.kv_heads;
+    const std::int64_t rows = std::int64_t{p.queries} * (p.heads / p.kv_heads),
+                       heads = std::int64_t{p.batch} * p.kv_heads;
     const int size = p.head <= 64 ? 0 : p.head <= 128 ? 1 : 2;
     if (!decodes(p) || !p.vector)
-      return prefill_[size].launch(stream, {divide_up(rows, kPrefillRows), static_cast<unsigned>(heads)}, block, 0, b.q, b.k,
-                                   b.v, b.positions, b.bias, b.y, p);
-    const auto splits = static_cast<unsigned>(p.splits), groups = static_cast<unsigned>(divide_up(rows, 4 * kDecodeRows));
+      return prefill_[size].launch(stream, {divide_up(rows, kPrefillRows), static_cast<unsigned>(heads)}, block, 0, b.q,
+                                   b.k, b.v, b.positions, b.bias, b.y, p);
+    const auto splits = static_cast<unsigned>(p.splits),
+               groups = static_cast<unsigned>(divide_up(rows, 4 * kDecodeRows));
     ROCLINE_TRY(decode_[size].launch(stream, {heads, splits, groups}, block, 0, b.q, b.k, b.v, b.positions, b.bias, b.y,
                                      call.workspace, p));
     if (p.splits == 1) return {};
@@ -125,7 +127,8 @@ class CachedAttention final : public Kernel {
     if (q.shape.rank != 3 || q.shape[2] % heads_)
       return context.refuse(q, "[batch, queries, %lld heads * head]", number(heads_));
     const std::int64_t batch = q.shape[0], queries = q.shape[1], head = q.shape[2] / heads_;
-    if (head > kMostHead) return context.refuse(q, "a head of at most %d elements, found %lld", kMostHead, number(head));
+    if (head > kMostHead)
+      return context.refuse(q, "a head of at most %d elements, found %lld", kMostHead, number(head));
     if (k.shape.rank != 4 || k.shape != Shape(batch, kv_heads_, k.shape[2], head))
       return context.refuse(k, "[batch, kv_heads, keys, head] [%lld, %lld, keys, %lld] to match 'q' %s", number(batch),
                             number(kv_heads_), number(head), q.shape.text().c_str());
@@ -136,12 +139,13 @@ class CachedAttention final : public Kernel {
       return context.refuse(positions, "[batch, %s] %s where 'causal' is %lld", causal_ ? "queries" : "keys",
                             expected.text().c_str(), number(causal_));
     if (!causal_ && window_ && queries != keys)
-      return context.refuse(k, "as many keys as 'q' has queries, %lld, for a window where 'causal' is 0", number(queries));
+      return context.refuse(k, "as many keys as 'q' has queries, %lld, for a window where 'causal' is 0",
+                            number(queries));
     const bool biased = bias.present && bias.elements() > 0;
     if (biased) {
       const Shape& s = bias.shape;
-      if (s.rank != 4 || (s[0] != 1 && s[0] != batch) || (s[1] != 1 && s[1] != heads_) || (s[2] != 1 && s[2] != queries) ||
-          s[3] != keys)
+      if (s.rank != 4 || (s[0] != 1 && s[0] != batch) || (s[1] != 1 && s[1] != heads_) ||
+          (s[2] != 1 && s[2] != queries) || s[3] != keys)
         return context.refuse(bias, "[1 or batch, 1 or heads, 1 or queries, keys] of %s",
                               Shape(batch, heads_, queries, keys).text().c_str());
     }

@@ -66,8 +66,8 @@ ROCLINE_DEVICE void prefill(const void* q, const void* k, const void* v, const i
       for (int i = thread_x(); i < kBlockRows * (tile::kDepth / 8); i += kBlock) {
         const int row = i / (tile::kDepth / 8), column = i % (tile::kDepth / 8) * 8, count = a.head - depth - column;
         const bool real = first_row + row < rows && count > 0;
-        stage_eight(a, row_tile + row * tile::kRowStride + column, q, row_offset(first_row + row) * a.head + depth + column,
-                    real ? count : 0);
+        stage_eight(a, row_tile + row * tile::kRowStride + column, q,
+                    row_offset(first_row + row) * a.head + depth + column, real ? count : 0);
       }
 #pragma unroll 1
       for (int i = thread_x(); i < kKeys * (tile::kDepth / 8); i += kBlock) {

@@ -13,9 +13,9 @@ constexpr int kLaneRows = 4;
 // Lanes next to one another that hold the same rows: reductions along a row go over these.
 constexpr int kLanes = kWave / kLaneRows;
 
-constexpr int kKeys = 32;      // keys a tile
-constexpr int kDepth = 32;     // head elements multiplied between two stagings of q and k
-constexpr int kValues = 64;    // head elements of v staged at a time
+constexpr int kKeys = 32;    // keys a tile
+constexpr int kDepth = 32;   // head elements multiplied between two stagings of q and k
+constexpr int kValues = 64;  // head elements of v staged at a time
 // Floats from one row of a staged tile to the next: the padding spreads rows over the banks of the shared memory.
 constexpr int kRowStride = 36;
 constexpr int kValueStride = kValues + 4;

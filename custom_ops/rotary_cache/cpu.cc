@@ -16,7 +16,8 @@ void scale_run(const T* from, const T* norm, float scale, T* to, std::int64_t n)
 }
 
 template <class T>
-void rotate_halves(const T* from, const T* norm, float scale, const float* cos, const float* sin, T* to, std::int64_t half_size) {
+void rotate_halves(const T* from, const T* norm, float scale, const float* cos, const float* sin, T* to,
+                   std::int64_t half_size) {
   const T *from_b = from + half_size, *norm_b = norm ? norm + half_size : nullptr;
   T* to_b = to + half_size;
   each(half_size, [&](std::int64_t, auto get, auto put) {
@@ -32,7 +33,8 @@ void rotate_halves(const T* from, const T* norm, float scale, const float* cos, 
 }
 
 template <class T>
-void rotate_pairs(const T* from, const T* norm, float scale, const float* cos, const float* sin, T* to, std::int64_t size) {
+void rotate_pairs(const T* from, const T* norm, float scale, const float* cos, const float* sin, T* to,
+                  std::int64_t size) {
   std::int64_t i = 0;
   for (; i + kWidth <= size; i += kWidth) {
     Vec x = load(from + i), c, s, swapped;
@@ -56,7 +58,8 @@ void rotate_pairs(const T* from, const T* norm, float scale, const float* cos, c
 }
 
 template <class T>
-void rotate_head(const RotaryParams& p, const RotaryBuffers& buffers, const T* from, const T* norm, std::int64_t position, T* to) {
+void rotate_head(const RotaryParams& p, const RotaryBuffers& buffers, const T* from, const T* norm,
+                 std::int64_t position, T* to) {
   float scale = 1.f;
   if (norm) {
     Vec squares{};
@@ -92,7 +95,8 @@ void one_head(const RotaryParams& p, const RotaryBuffers& b, std::int64_t token,
     rotate_head(p, b, static_cast<const T*>(b.k) + from, static_cast<const T*>(b.k_norm), position,
                 static_cast<T*>(b.present_k) + to);
   else
-    std::memcpy(static_cast<void*>(static_cast<T*>(b.present_v) + to), static_cast<const T*>(b.v) + from, p.head * sizeof(T));
+    std::memcpy(static_cast<void*>(static_cast<T*>(b.present_v) + to), static_cast<const T*>(b.v) + from,
+                p.head * sizeof(T));
 }
 
 }  // namespace
@@ -102,10 +106,11 @@ void rotary_cache_cpu(const cpu::Pool& pool, DType dtype, const RotaryParams& p,
   const int slots = p.heads + 2 * p.kv_heads;
   visit_float(dtype, [&](auto tag) {
     using Element = decltype(tag);
-    pool.ranges(std::int64_t{p.batch} * p.tokens * slots, (1 << 14) / p.head + 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t item = begin; item < end; ++item)
-        one_head<Element>(p, buffers, item / slots, static_cast<int>(item % slots));
-    });
+    pool.ranges(std::int64_t{p.batch} * p.tokens * slots, (1 << 14) / p.head + 1,
+                [&](std::int64_t begin, std::int64_t end) {
+                  for (std::int64_t item = begin; item < end; ++item)
+                    one_head<Element>(p, buffers, item / slots, static_cast<int>(item % slots));
+                });
   });
 }
 

@@ -3,11 +3,12 @@
 //   cos, sin: [positions, rotary / 2]    q_norm, k_norm: [head] or null
 //   past and present keys and values: [batch, kv_heads, capacity, head]
 //
-// A group of `lanes` lanes takes one head of q, k or v of one token.  Its lanes hold two runs of Width elements each: the
-// two halves that rotate into one another, or two neighbouring runs where nothing does or pairs are interleaved.  A
+// A group of `lanes` lanes takes one head of q, k or v of one token.  Its lanes hold two runs of Width elements each:
+// the two halves that rotate into one another, or two neighbouring runs where nothing does or pairs are interleaved.  A
 // group reads all of a head's norm before it writes any of the head, so y may be q.
 //
-// A position outside [-1, capacity), or past the tables, counts as padding: the device cannot refuse it as the CPU does.
+// A position outside [-1, capacity), or past the tables, counts as padding: the device cannot refuse it as the CPU
+// does.
 #include "kernels/device.h"
 #include "rotary_cache/params.h"
 
@@ -60,8 +61,8 @@ ROCLINE_DEVICE void rotate_pairs(float (&a)[Width], const float* cos, const floa
 
 template <class T, int Width>
 ROCLINE_DEVICE void rotary_cache(const T* q, const T* k, const T* v, const i64* positions, const float* cos,
-                                    const float* sin, const T* q_norm, const T* k_norm, T* y, T* present_k,
-                                    T* present_v, const RotaryParams& a) {
+                                 const float* sin, const T* q_norm, const T* k_norm, T* y, T* present_k, T* present_v,
+                                 const RotaryParams& a) {
   const int slots = a.heads + 2 * a.kv_heads, sub = thread_x() & (a.lanes - 1);
   const i64 items = (i64)a.batch * a.tokens * slots;
   // Lanes past the end work on the last item again, without a store: all of a wave must take part in its exchanges.
@@ -76,8 +77,7 @@ ROCLINE_DEVICE void rotary_cache(const T* q, const T* k, const T* v, const i64* 
   const T* from = is_q   ? q + ((i64)token * a.heads + slot) * a.head
                   : is_k ? k + ((i64)token * a.kv_heads + kv_head) * a.head
                          : v + ((i64)token * a.kv_heads + kv_head) * a.head;
-  const i64 cached =
-      (((i64)(token / a.tokens) * a.kv_heads + kv_head) * a.capacity + (live ? position : 0)) * a.head;
+  const i64 cached = (((i64)(token / a.tokens) * a.kv_heads + kv_head) * a.capacity + (live ? position : 0)) * a.head;
   T* to = is_q ? y + ((i64)token * a.heads + slot) * a.head : (is_k ? present_k : present_v) + cached;
   const T* norm = is_q ? q_norm : is_k ? k_norm : nullptr;
   const int rotary = (is_q || is_k) && live ? a.rotary : 0;
@@ -139,14 +139,14 @@ ROCLINE_DEVICE void rotary_cache(const T* q, const T* k, const T* v, const i64* 
 using rocline::RotaryParams;
 
 // grid: batch * tokens * (heads + 2 * kv_heads) * lanes / kBlock
-#define ROTARY_CACHE(T, suffix)                                                                                     \
-  extern "C" __global__ __launch_bounds__(rocline::kBlock) void rotary_cache_##suffix(                              \
-      const T* q, const T* k, const T* v, const rocline::i64* positions, const float* cos, const float* sin,           \
-      const T* q_norm, const T* k_norm, T* y, T* present_k, T* present_v, RotaryParams a) {                         \
-    if (a.vector)                                                                                                   \
-      rocline::rotary_cache<T, 8>(q, k, v, positions, cos, sin, q_norm, k_norm, y, present_k, present_v, a);        \
-    else                                                                                                            \
-      rocline::rotary_cache<T, 1>(q, k, v, positions, cos, sin, q_norm, k_norm, y, present_k, present_v, a);        \
+#define ROTARY_CACHE(T, suffix)                                                                              \
+  extern "C" __global__ __launch_bounds__(rocline::kBlock) void rotary_cache_##suffix(                       \
+      const T* q, const T* k, const T* v, const rocline::i64* positions, const float* cos, const float* sin, \
+      const T* q_norm, const T* k_norm, T* y, T* present_k, T* present_v, RotaryParams a) {                  \
+    if (a.vector)                                                                                            \
+      rocline::rotary_cache<T, 8>(q, k, v, positions, cos, sin, q_norm, k_norm, y, present_k, present_v, a); \
+    else                                                                                                     \
+      rocline::rotary_cache<T, 1>(q, k, v, positions, cos, sin, q_norm, k_norm, y, present_k, present_v, a); \
   }
 
 ROTARY_CACHE(float, f32)
@@ -156,8 +156,8 @@ ROTARY_CACHE(rocline::bfloat, bf16)
 // Copies a past cache whole: which slots of a row live cannot be told from the new positions (a row that only pads in
 // this run keeps all of its own).  `units` of 16 bytes or, where `vector` is 0, of 2.
 extern "C" __global__ __launch_bounds__(rocline::kBlock) void rotary_cache_copy(const void* past, void* present,
-                                                                                 rocline::i64 units, int vector,
-                                                                                 int blocks) {
+                                                                                rocline::i64 units, int vector,
+                                                                                int blocks) {
   using namespace rocline;
   const i64 step = static_cast<i64>(blocks) * kBlock;
   for (i64 i = static_cast<i64>(block_x()) * kBlock + thread_x(); i < units; i += step) {

@@ -16,12 +16,11 @@ ROCLINE_CPU_KERNEL(rotary_cache_cpu, const rocline::cpu::Pool&, rocline::DType, 
 namespace rocline {
 namespace {
 
-constexpr Schema schema{
-    "RotaryCache",
-    {required("q"), required("k"), required("v"), required("past_k"), required("past_v"),
-     required("position_ids", DType::i64), required("cos", DType::f32), required("sin", DType::f32), optional("q_norm"),
-     optional("k_norm")},
-    {required("q_rotated"), required("present_k"), required("present_v")}};
+constexpr Schema schema{"RotaryCache",
+                        {required("q"), required("k"), required("v"), required("past_k"), required("past_v"),
+                         required("position_ids", DType::i64), required("cos", DType::f32), required("sin", DType::f32),
+                         optional("q_norm"), optional("k_norm")},
+                        {required("q_rotated"), required("present_k"), required("present_v")}};
 
 enum Input { kQ, kK, kV, kPastK, kPastV, kPositions, kCos, kSin, kQNorm, kKNorm };
 
@@ -53,8 +52,8 @@ class RotaryCache final : public Kernel {
                            "attributes 'heads' %lld and 'kv_heads' %lld: expected a positive multiple of the second",
                            number(heads_), number(kv_heads_));
     if (rotary_dim_ < 0 || rotary_dim_ % 2)
-      return Status::error(ort::Error::invalid_argument, "attribute 'rotary_dim' %lld: expected an even number, 0 for the head",
-                           number(rotary_dim_));
+      return Status::error(ort::Error::invalid_argument,
+                           "attribute 'rotary_dim' %lld: expected an even number, 0 for the head", number(rotary_dim_));
     ROCLINE_TRY(node.function_named("rotary_cache_copy", copy_));
     return node.function("rotary_cache", rotate_);
   }
@@ -67,9 +66,11 @@ class RotaryCache final : public Kernel {
     const std::int64_t limit = params.rotary && params.positions < params.capacity ? params.positions : params.capacity;
     for (std::int64_t i = 0; i < context.input(kPositions).elements(); ++i)
       if (positions[i] < -1 || positions[i] >= limit)
-        return context.refuse(context.input(kPositions), "positions from -1 (padding) to %lld, found %lld in row %lld "
-                              "(the cache has %d slots, the tables %d rows)", number(limit - 1), positions[i],
-                              number(i / params.tokens), params.capacity, params.positions);
+        return context.refuse(context.input(kPositions),
+                              "positions from -1 (padding) to %lld, found %lld in row %lld "
+                              "(the cache has %d slots, the tables %d rows)",
+                              number(limit - 1), positions[i], number(i / params.tokens), params.capacity,
+                              params.positions);
     for (int i : {0, 1})
       if (call.copy[i])
         context.pool().ranges(bytes(call.past[i]), 1 << 18, [&](std::int64_t begin, std::int64_t end) {
@@ -91,15 +92,15 @@ class RotaryCache final : public Kernel {
       const int vector = aligned(call.past[i].data) && aligned(call.present[i].data) && size % 16 == 0;
       const std::int64_t units = size / (vector ? 16 : 2), wanted = (units + block - 1) / block;
       const int blocks = static_cast<int>(wanted < 4096 ? wanted : 4096);
-      ROCLINE_TRY(copy_.launch(stream, {blocks}, block, 0, call.past[i].data, call.present[i].data, number(units), vector,
-                               blocks));
+      ROCLINE_TRY(copy_.launch(stream, {blocks}, block, 0, call.past[i].data, call.present[i].data, number(units),
+                               vector, blocks));
     }
     const RotaryParams& params = call.params;
     const RotaryBuffers& b = call.buffers;
     const std::int64_t heads = std::int64_t{params.batch} * params.tokens * (params.heads + 2 * params.kv_heads);
     if (heads * params.head == 0) return {};
-    return rotate_.launch(stream, {(heads * params.lanes + block - 1) / block}, block, 0, b.q, b.k, b.v, b.positions, b.cos,
-                          b.sin, b.q_norm, b.k_norm, b.y, b.present_k, b.present_v, params);
+    return rotate_.launch(stream, {(heads * params.lanes + block - 1) / block}, block, 0, b.q, b.k, b.v, b.positions,
+                          b.cos, b.sin, b.q_norm, b.k_norm, b.y, b.present_k, b.present_v, params);
   }
 
  private:
@@ -125,8 +126,8 @@ class RotaryCache final : public Kernel {
     const Shape packed(batch, tokens, kv_heads_ * head);
     for (Input i : {kK, kV})
       if (context.input(i).shape != packed)
-        return context.refuse(context.input(i), "[batch, tokens, kv_heads * head] %s to match 'q' %s", packed.text().c_str(),
-                              q.shape.text().c_str());
+        return context.refuse(context.input(i), "[batch, tokens, kv_heads * head] %s to match 'q' %s",
+                              packed.text().c_str(), q.shape.text().c_str());
     if (past_k.shape.rank != 4 || past_k.shape != Shape(batch, kv_heads_, past_k.shape[2], head))
       return context.refuse(past_k, "[batch, kv_heads, capacity, head] [%lld, %lld, capacity, %lld] to match 'k' %s",
                             number(batch), number(kv_heads_), number(head), k.shape.text().c_str());
@@ -137,7 +138,8 @@ class RotaryCache final : public Kernel {
       return context.refuse(positions, "[batch, tokens] %s", Shape(batch, tokens).text().c_str());
     const std::int64_t rotary = cos.elements() == 0 ? 0 : rotary_dim_ ? rotary_dim_ : head;
     if (rotary && (cos.shape.rank != 2 || cos.shape[1] * 2 != rotary || rotary > head))
-      return context.refuse(cos, "[positions, %lld], half of the %lld rotated elements of a head of %lld, or no elements",
+      return context.refuse(cos,
+                            "[positions, %lld], half of the %lld rotated elements of a head of %lld, or no elements",
                             number(rotary / 2), number(rotary), number(head));
     if (context.input(kSin).shape != cos.shape)
       return context.refuse(context.input(kSin), "the shape of 'cos', %s", cos.shape.text().c_str());
@@ -158,8 +160,10 @@ class RotaryCache final : public Kernel {
     for (int i : {0, 1})
       for (const Tensor* other : {&call.past[0], &call.past[1], &call.present[1 - i], &y})
         if (overlap(call.present[i], *other) && !(other == &call.past[i] && !call.copy[i]))
-          return context.refuse(call.past[i], "output '%s' to be bound to this very buffer or to one apart from it: it "
-                                "overlaps '%s'", call.present[i].name, other->name);
+          return context.refuse(call.past[i],
+                                "output '%s' to be bound to this very buffer or to one apart from it: it "
+                                "overlaps '%s'",
+                                call.present[i].name, other->name);
 
     const auto small = [](std::int64_t value) { return static_cast<int>(value); };
     RotaryParams& p = call.params;
@@ -169,13 +173,21 @@ class RotaryCache final : public Kernel {
     p.interleaved = interleaved_ != 0;
     p.epsilon = epsilon_;
     RotaryBuffers& b = call.buffers;
-    b = {q.data, k.data, context.input(kV).data, positions.as<const long long>(), cos.as<const float>(),
-         context.input(kSin).as<const float>(), given(context.input(kQNorm)), given(context.input(kKNorm)),
-         y.data, call.present[0].data, call.present[1].data};
+    b = {q.data,
+         k.data,
+         context.input(kV).data,
+         positions.as<const long long>(),
+         cos.as<const float>(),
+         context.input(kSin).as<const float>(),
+         given(context.input(kQNorm)),
+         given(context.input(kKNorm)),
+         y.data,
+         call.present[0].data,
+         call.present[1].data};
     p.vector = head % 16 == 0 && rotary % (interleaved_ ? 8 : 16) == 0;
-    for (const void* pointer : {b.q, b.k, b.v, static_cast<const void*>(b.cos), static_cast<const void*>(b.sin), b.q_norm,
-                                b.k_norm, static_cast<const void*>(b.y), static_cast<const void*>(b.present_k),
-                                static_cast<const void*>(b.present_v)})
+    for (const void* pointer :
+         {b.q, b.k, b.v, static_cast<const void*>(b.cos), static_cast<const void*>(b.sin), b.q_norm, b.k_norm,
+          static_cast<const void*>(b.y), static_cast<const void*>(b.present_k), static_cast<const void*>(b.present_v)})
       p.vector = p.vector && aligned(pointer);
     const std::int64_t units = (head + (p.vector ? 15 : 1)) / (p.vector ? 16 : 2);
     for (p.lanes = 1; p.lanes < units && p.lanes < 32;) p.lanes *= 2;

@@ -32,7 +32,8 @@ class Block {
   unsigned x = 0, y = 0, z = 0, threads = 0, current = 0;
 
   Block() {
-    void* stacks = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* stacks = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) fail("no memory for the fibers' stacks");
     stacks_ = static_cast<char*>(stacks);
   }
@@ -46,7 +47,8 @@ class Block {
     for (Wave& wave : waves_) wave = {};
     for (unsigned i = 0; i < count; ++i) {
       done_[i] = false;
-      // What switch_stack pops: six registers, then the address that it returns to, at which the stack is as after a call.
+      // What switch_stack pops: six registers, then the address that it returns to, at which the stack is as after a
+      // call.
       auto** top = reinterpret_cast<void**>(stacks_ + (i + 1) * kStack) - 2;
       *top = reinterpret_cast<void*>(&enter);
       for (int k = 0; k < 6; ++k) *--top = nullptr;
@@ -112,7 +114,8 @@ class Block {
 
   // Goes on with the next thread that has not ended.
   void wait() {
-    if (++idle_ > 2 * threads) fail("its threads wait for one another for ever (%u at a barrier, %u alive)", at_barrier_, alive_);
+    if (++idle_ > 2 * threads)
+      fail("its threads wait for one another for ever (%u at a barrier, %u alive)", at_barrier_, alive_);
     next();
   }
   void next() {
@@ -172,8 +175,11 @@ inline void Block::enter() {
 }  // namespace emulate
 
 // What the host side calls, by name, in each kernel's library.
-extern "C" __attribute__((visibility("default"), used)) inline void rocline_emulate(
-    unsigned x, unsigned y, unsigned z, unsigned threads, const char* kernel, void (*body)(const void*), const void* argument) {
+extern "C" __attribute__((visibility("default"), used)) inline void rocline_emulate(unsigned x, unsigned y, unsigned z,
+                                                                                    unsigned threads,
+                                                                                    const char* kernel,
+                                                                                    void (*body)(const void*),
+                                                                                    const void* argument) {
   emulate::Block& block = emulate::block();
   for (block.z = 0; block.z < z; ++block.z)
     for (block.y = 0; block.y < y; ++block.y)

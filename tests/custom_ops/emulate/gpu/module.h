@@ -25,7 +25,8 @@ class Function {
   template <class... Args>
   Status launch(Stream, Grid grid, unsigned block, unsigned shared_bytes, const Args&... args) const {
     if (grid.x < 1 || grid.x > 0x7fffffff || grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535)
-      return Status::error(ort::Error::fail, "%s: a grid of (%lld, %u, %u)", name_, static_cast<long long>(grid.x), grid.y, grid.z);
+      return Status::error(ort::Error::fail, "%s: a grid of (%lld, %u, %u)", name_, static_cast<long long>(grid.x),
+                           grid.y, grid.z);
     if (shared_bytes) return Status::error(ort::Error::fail, "%s: dynamic shared memory is not emulated", name_);
     struct Call {
       void (*kernel)(Args...);
