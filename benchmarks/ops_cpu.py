@@ -1,10 +1,11 @@
-"""CachedAttention and RotaryCache on the CPU against ONNX Runtime's own GroupQueryAttention and RotaryEmbedding.
+"""CachedAttention, RotaryCache and SkipRmsNorm on the CPU against ONNX Runtime's own operators.
 
-    python benchmarks/ops_cpu_attention.py [--threads 2] [--repeats 60]
+    python benchmarks/ops_cpu.py [--threads 2] [--repeats 60]
 
 Both sides run in this one process, by turns, on buffers bound once; what is printed are medians. GroupQueryAttention
 also appends one token to its cache, which it cannot be asked to leave. RotaryCache rotates q and k and stores k and v
 in the cache; ONNX Runtime's side has two RotaryEmbeddings, and two Transposes that lay k and v out as a cache has them.
+SkipRmsNorm stands against SkipSimplifiedLayerNormalization, the sum as a second output on both sides.
 """
 
 import argparse
@@ -124,12 +125,27 @@ def rotary(heads, kv_heads, head, tokens, threads):
     return ours, Graph(nodes, inputs, {"q_rotated": q, "present_k": cache, "present_v": cache.copy()}, threads)
 
 
+def norm(heads, kv_heads, head, tokens, threads):
+    """(ours, ONNX Runtime's): the residual sum of tokens and its RMS norm."""
+    rng = np.random.default_rng(0)
+    hidden = heads * head
+    x = rng.standard_normal((1, tokens, hidden), dtype=np.float32)
+    inputs = {"x": x, "weight": rng.standard_normal(hidden, dtype=np.float32), "skip": x[:, ::-1].copy()}
+    outputs = {"y": np.empty_like(x), "sum": np.empty_like(x)}
+    node = helper.make_node("SkipRmsNorm", ["x", "weight", "skip"], ["y", "sum"], domain=custom_ops.DOMAIN)
+    contrib = helper.make_node(
+        "SkipSimplifiedLayerNormalization", ["x", "skip", "weight"], ["y", "", "", "sum"], domain="com.microsoft"
+    )
+    return Graph([node], inputs, outputs, threads), Graph([contrib], inputs, outputs, threads)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=60)
     options = parser.parse_args()
-    for make, title, sizes in ((attention, "decode at", (1024, 8192)), (rotary, "rotate", (1, 512))):
+    benchmarks = ((attention, "decode at", (1024, 8192)), (rotary, "rotate", (1, 512)), (norm, "norm of", (1, 512)))
+    for make, title, sizes in benchmarks:
         for model, shape in MODELS.items():
             for tokens in sizes:
                 sides = make(*shape, tokens, options.threads)
