@@ -52,6 +52,9 @@ def write(checkpoint: Checkpoint, model: Any, folder: Path, *, trust_remote_code
         if source.is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, folder / name)
+    templates = checkpoint.folder / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, folder / templates.name)
     if samples.has_tokenizer(folder) and not (folder / "tokenizer.json").is_file():
         tokenizer = _tokenizer(checkpoint, trust_remote_code=trust_remote_code)
         tokenizer.save_pretrained(folder)

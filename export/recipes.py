@@ -102,8 +102,8 @@ class Recipe:
         licence: SPDX expression of the weights' licence.
         dtypes: the dtypes it is meant to be exported in.
         targets: the targets it is meant for.
-        parity: largest absolute difference to PyTorch that an fp32 export may show; None where there is no PyTorch
-            model.
+        parity: largest difference to PyTorch that an fp32 export may show, as `rocline.export.parity.measure` bounds
+            it; None where there is no PyTorch model.
         sources: where the weights are, the preferred first.
         example: an input and its measured answer.
     """

@@ -99,6 +99,18 @@ def test_a_folder_without_tokenizer_exports_on_seeded_inputs(models, tmp_path):
     assert all("seeded random ids" in entry.inputs for entry in manifest.parity)
 
 
+def test_every_chat_template_goes_along(models, tmp_path):
+    source = shutil.copytree(models / "llama", tmp_path / "source")
+    templates = {"chat_template.jinja": "{{ messages }}", "additional_chat_templates/tool_use.jinja": "{{ tools }}"}
+    (source / "additional_chat_templates").mkdir()
+    for name, text in templates.items():
+        (source / name).write_text(text)
+    manifest = export_model(source, tmp_path / "out")
+    for name, text in templates.items():
+        assert (tmp_path / "out" / name).read_text() == text
+        assert name in manifest.files
+
+
 def test_a_slow_tokenizer_becomes_tokenizer_json(models, tmp_path):
     source = shutil.copytree(models / "bert", tmp_path / "source")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
