@@ -15,7 +15,7 @@ import click
 @click.option("--task", help="Hugging Face task; by default the recipe's, or what the architecture tells.")
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
 @click.option("--cache", default="growing", show_default=True, help="Layout of the KV cache of a decoder.")
-@click.option("--target", default="rocm", show_default=True, help="The runtime the graph is made for; an unknown name is answered with the known ones.")
+@click.option("--target", default="rocm", show_default=True, help="The runtime that the graph is made for.")
 @click.option("--external-data", is_flag=True, help="Keep the weights in a file beside the graph.")
 @click.option("--opset", type=int, help="Opset of the graph; by default Optimum's for the architecture.")
 @click.option("--force", is_flag=True, help="Replace the model folder at OUT, once the new one is complete.")
