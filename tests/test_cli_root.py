@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
-from command_line import rocline
+from command_line import rocline, rocline_process
 
 from rocline import cli
 from rocline.errors import ModelError
@@ -24,9 +24,14 @@ def test_help_lists_every_command():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name):
-    result = rocline(name, "-h")
+    result = rocline(name, "--help")
     assert (result.status, result.err) == (0, "")
     assert f"rocline {name}" in result.out
+
+
+def test_commands_take_h_for_help():
+    # In a process of its own: click remembers for good what a command was told when some test called it by itself.
+    assert rocline_process("doctor", "-h") == rocline_process("doctor", "--help")
 
 
 def test_version():
