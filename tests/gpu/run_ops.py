@@ -1,11 +1,11 @@
 """Runs every op of every spec.py on an NVIDIA GPU, from the same kernel sources, and times it.
 
-    python tests/gpu/run_ops.py [--op NAME ...] [--json FILE] [--skip-benchmarks]
+    python tests/gpu/run_ops.py [--op NAME ...] [--json FILE] [--skip-benchmarks | --standalone-only]
 
-Cubins are built with nvcc. Cases run inside ONNX Runtime's CUDA provider through the operator library, on a user
-stream with buffers bound by pointer, aligned and one element off; benchmarks run the same way, with the L2 cache
-flushed before each run, and are given as a fraction of this card's own copy bandwidth. These are results of an NVIDIA
-card, whatever the kernels are written for.
+Cubins are built with nvcc. Cases run inside ONNX Runtime's CUDA provider through the operator library, and without ONNX
+Runtime (tests/standalone.py), on a user stream with buffers bound by pointer, aligned and one element off; benchmarks
+run the first way, with the L2 cache flushed before each run, and are given as a fraction of this card's own copy
+bandwidth. These are results of an NVIDIA card, whatever the kernels are written for.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import op_harness as harness
+import standalone
 import torch
 
 from rocline import custom_ops
@@ -65,20 +67,37 @@ def to_host(tensor):
     return tensor.cpu().numpy()
 
 
+def ort_session(spec, case, dtype, arrays, stream):
+    """A session of ONNX Runtime's CUDA provider, and how to run it."""
+    import onnxruntime
+
+    provider = ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(stream.cuda_stream)})
+    session = harness.make_session(harness.make_model(spec, case, dtype, arrays), [provider])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        raise SystemExit("ONNX Runtime did not take the CUDA provider")
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return session, options
+
+
+@cache
+def standalone_host():
+    return standalone.Host(custom_ops.library_path())
+
+
+def standalone_session(spec, case, dtype, _arrays, stream):
+    """The same without ONNX Runtime."""
+    session = standalone.Session(standalone_host(), spec, case, dtype, "CUDAExecutionProvider", stream.cuda_stream)
+    return session, None
+
+
 class Bound:
     """A case's session and buffers on the device; `run` queues it on `stream` and does not wait."""
 
-    def __init__(self, spec, case, dtype, arrays, stream, offset=0):
-        import onnxruntime
-
+    def __init__(self, spec, case, dtype, arrays, stream, offset=0, make_session=ort_session):
         self.stream = stream
         self._room = torch.empty(256, dtype=torch.uint8, device="cuda")
-        provider = ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(stream.cuda_stream)})
-        self.session = harness.make_session(harness.make_model(spec, case, dtype, arrays), [provider])
-        if self.session.get_providers()[0] != "CUDAExecutionProvider":
-            raise SystemExit("ONNX Runtime did not take the CUDA provider")
-        self.options = onnxruntime.RunOptions()
-        self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.session, self.options = make_session(spec, case, dtype, arrays, stream)
         self.binding = self.session.io_binding()
         self.buffers = {name: self._shifted(to_device(array), offset) for name, array in arrays.items()}
         attributes = {**spec.attributes, **case.attributes}
@@ -117,11 +136,11 @@ class Bound:
         self.session.run_with_iobinding(self.binding, self.options)
 
 
-def check_case(spec, case, dtype, stream, offset):
+def check_case(spec, case, dtype, stream, offset, make_session):
     """None, or what is wrong; `offset` elements lie between an aligned address and every buffer."""
     arrays = harness.make_inputs(spec, case, dtype)
     try:
-        bound = Bound(spec, case, dtype, arrays, stream, offset)
+        bound = Bound(spec, case, dtype, arrays, stream, offset, make_session)
         bound.run()
         stream.synchronize()
         outputs = {name: to_host(tensor) for name, tensor in bound.outputs.items()}
@@ -132,6 +151,23 @@ def check_case(spec, case, dtype, stream, offset):
         if name not in case.alias.values() and to_host(bound.buffers[name]).tobytes() != array.tobytes():
             return f"the op wrote its input {name}"
     return None
+
+
+def check_cases(specs, stream, where, make_session):
+    """An entry for each case, dtype and offset, what is wrong or None in it; prints the wrong ones and the count."""
+    entries = []
+    for spec in specs:
+        for case, dtype, offset in itertools.product(spec.cases, spec.dtypes, (0, 1)):
+            if dtype not in (case.dtypes or spec.dtypes):
+                continue
+            wrong = check_case(spec, case, dtype, stream, offset, make_session)
+            entry = {"op": spec.name, "case": case.name, "dtype": dtype, "offset": offset, "wrong": wrong}
+            entries.append({**entry, "where": where})
+            if wrong:
+                print(f"WRONG {where}: {spec.name} {dtype} {case.name}, offset {offset}: {wrong}", flush=True)
+    right = sum(entry["wrong"] is None for entry in entries)
+    print(f"{torch.cuda.get_device_name()}: {right} of {len(entries)} cases right {where}", flush=True)
+    return entries
 
 
 def time_us(queue, stream, runs=30):
@@ -191,27 +227,20 @@ def main():
     parser.add_argument("--op", action="append", help="an ONNX op name; default: all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--skip-benchmarks", action="store_true")
+    parser.add_argument("--standalone-only", action="store_true", help="without ONNX Runtime, and without benchmarks")
     options = parser.parse_args()
     major, minor = torch.cuda.get_device_capability()
-    card = torch.cuda.get_device_name()
     chosen = {name: spec for name, spec in custom_ops.specs().items() if not options.op or name in options.op}
-    results = {"device": card, "cases": [], "benchmarks": []}
+    results = {"device": torch.cuda.get_device_name(), "cases": [], "benchmarks": []}
     with tempfile.TemporaryDirectory() as folder:
         build_cubins(Path(folder), f"sm_{major}{minor}")
         os.environ["ROCLINE_CODE_OBJECTS"] = folder
         stream = torch.cuda.Stream()
-        for spec in chosen.values():
-            for case, dtype, offset in itertools.product(spec.cases, spec.dtypes, (0, 1)):
-                if dtype not in (case.dtypes or spec.dtypes):
-                    continue
-                wrong = check_case(spec, case, dtype, stream, offset)
-                entry = {"op": spec.name, "case": case.name, "dtype": dtype, "offset": offset, "wrong": wrong}
-                results["cases"].append(entry)
-                if wrong:
-                    print(f"WRONG {spec.name} {dtype} {case.name}, offset {offset}: {wrong}", flush=True)
-        failed = sum(entry["wrong"] is not None for entry in results["cases"])
-        print(f"{card}: {len(results['cases']) - failed} of {len(results['cases'])} cases right", flush=True)
-        if not options.skip_benchmarks:
+        if not options.standalone_only:
+            results["cases"] += check_cases(chosen.values(), stream, "inside ONNX Runtime", ort_session)
+        results["cases"] += check_cases(chosen.values(), stream, "standalone", standalone_session)
+        failed = any(entry["wrong"] is not None for entry in results["cases"])
+        if not (options.skip_benchmarks or options.standalone_only):
             copy = copy_bandwidth(stream)
             results["copy GB/s"] = copy / 1e9
             print(f"copy bandwidth {copy / 1e9:.0f} GB/s (read + written, cold cache)")
@@ -229,7 +258,7 @@ def main():
         options.json.write_text(text)
     else:
         print(text)
-    sys.exit(bool(failed))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
