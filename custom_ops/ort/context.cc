@@ -42,32 +42,40 @@ bool has(const ort::Api* api, ort::Status* status) {
   return !status;
 }
 
+// Good where the node does not have the attribute; an error where it has one of another type than `expected`.
+Status absent(const ort::Api* api, const ort::KernelInfo* info, const char* name, const char* expected) {
+  float number = 0;
+  std::int64_t whole = 0;
+  std::size_t length = 0;
+  const char* found = has(api, ort::KernelInfoGetAttribute_float(api, info, name, &number))           ? "a float"
+                      : has(api, ort::KernelInfoGetAttribute_int64(api, info, name, &whole))          ? "an int"
+                      : has(api, ort::KernelInfoGetAttribute_string(api, info, name, nullptr, &length)) ? "a string"
+                                                                                                      : nullptr;
+  if (!found) return {};
+  return Status::error(ort::Error::invalid_argument, "attribute '%s': %s, expected %s", name, found, expected);
+}
+
 }  // namespace
 
 Status Creation::attribute(const char* name, float& value) const {
   float found = 0;
-  std::int64_t other = 0;
-  if (has(api_, ort::KernelInfoGetAttribute_float(api_, info_, name, &found)))
-    value = found;
-  else if (has(api_, ort::KernelInfoGetAttribute_int64(api_, info_, name, &other)))
-    return Status::error(ort::Error::invalid_argument, "attribute '%s': an int, expected a float", name);
+  if (!has(api_, ort::KernelInfoGetAttribute_float(api_, info_, name, &found))) return absent(api_, info_, name, "a float");
+  value = found;
   return {};
 }
 
 Status Creation::attribute(const char* name, std::int64_t& value) const {
   std::int64_t found = 0;
-  float other = 0;
-  if (has(api_, ort::KernelInfoGetAttribute_int64(api_, info_, name, &found)))
-    value = found;
-  else if (has(api_, ort::KernelInfoGetAttribute_float(api_, info_, name, &other)))
-    return Status::error(ort::Error::invalid_argument, "attribute '%s': a float, expected an int", name);
+  if (!has(api_, ort::KernelInfoGetAttribute_int64(api_, info_, name, &found))) return absent(api_, info_, name, "an int");
+  value = found;
   return {};
 }
 
 Status Creation::attribute(const char* name, char* value, std::size_t size) const {
   std::size_t needed = 0;
   // With no room given ONNX Runtime answers with the size alone.
-  if (!has(api_, ort::KernelInfoGetAttribute_string(api_, info_, name, nullptr, &needed)) || needed == 0) return {};
+  if (!has(api_, ort::KernelInfoGetAttribute_string(api_, info_, name, nullptr, &needed)))
+    return absent(api_, info_, name, "a string");
   if (needed > size)
     return Status::error(ort::Error::invalid_argument, "attribute '%s': %zu characters, expected at most %zu", name,
                          needed - 1, size - 1);
