@@ -47,7 +47,7 @@ test-slow: .venv/environment .venv/weights
 test-full: test test-slow
 
 wheel: env
-	$(call step,wheel,rm -rf dist && $(PIP) wheel --quiet --no-deps --wheel-dir dist . \
+	$(call step,wheel,rm -rf dist && $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . \
 	  && $(BIN)/wheel tags --remove --platform-tag manylinux_2_28_$$(uname -m) dist/*.whl)
 
 clean:
