@@ -6,23 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import op_cases
 import op_harness as harness
 import pytest
 
 from rocline import custom_ops
 
 SPECS = custom_ops.specs()
-CASES = [
-    pytest.param(spec, case, dtype, id=f"{spec.name}-{dtype}-{case.name.replace(' ', '_')}")
-    for spec in SPECS.values()
-    for case in spec.cases
-    for dtype in case.dtypes or spec.dtypes
-]
-REFUSALS = [
-    pytest.param(spec, refusal, id=f"{spec.name}-{refusal.case.name.replace(' ', '_')}")
-    for spec in SPECS.values()
-    for refusal in spec.refusals
-]
+CASES, REFUSALS = op_cases.cases(), op_cases.refusals()
 WRONG_TYPES = [
     pytest.param(spec, argument.name, id=f"{spec.name}-{argument.name}")
     for spec in SPECS.values()

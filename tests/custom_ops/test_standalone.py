@@ -4,6 +4,7 @@ import ctypes
 from functools import cache
 
 import numpy as np
+import op_cases
 import op_harness as harness
 import pytest
 import standalone
@@ -11,17 +12,7 @@ import standalone
 from rocline import custom_ops
 
 SPECS = custom_ops.specs()
-CASES = [
-    pytest.param(spec, case, dtype, id=f"{spec.name}-{dtype}-{case.name.replace(' ', '_')}")
-    for spec in SPECS.values()
-    for case in spec.cases
-    for dtype in case.dtypes or spec.dtypes
-]
-REFUSALS = [
-    pytest.param(spec, refusal, id=f"{spec.name}-{refusal.case.name.replace(' ', '_')}")
-    for spec in SPECS.values()
-    for refusal in spec.refusals
-]
+CASES, REFUSALS = op_cases.cases(), op_cases.refusals()
 KINDS = {float: "a float", int: "an int", str: "a string"}
 ATTRIBUTES = [
     pytest.param(spec, name, type(value), other, id=f"{spec.name}-{name}-{other}")
