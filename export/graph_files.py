@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocline.errors import ExportError
+from rocline.export.targets import DTYPES, Target
 from rocline.runtime import onnx_file
 from rocline.runtime.manifest import OnnxModel
 
 if TYPE_CHECKING:
     import onnx
 
-    from rocline.export.targets import Target
-
 # protobuf cannot hold more than 2 GiB in one message; the graph needs some of it.
 MAX_INLINE_BYTES = (2 << 30) - (64 << 20)
 # Smaller tensors stay in the .onnx file: shape inference needs to see them.
 _INLINE_TENSOR_BYTES = 1024
-_WEIGHT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_WEIGHT_DTYPES = {element: dtype for dtype, element in DTYPES.items()}
 
 
 def load(path: Path) -> "onnx.ModelProto":
@@ -45,7 +44,7 @@ def interface(path: Path) -> OnnxModel:
     )
 
 
-def check_opset(opset: int, target: "Target") -> None:
+def check_opset(opset: int, target: Target) -> None:
     """Refuses an opset that the target's runtime does not load.
 
     Raises:
@@ -55,7 +54,7 @@ def check_opset(opset: int, target: "Target") -> None:
         raise ExportError(f"opset {opset}: target {target.name!r} loads opsets up to {target.max_opset}")
 
 
-def finish(path: Path, target: "Target", *, external_data: bool) -> None:
+def finish(path: Path, target: Target, *, external_data: bool) -> None:
     """Holds an exported file to what the target loads and splits its weights off where asked or where it must be.
 
     The file is written again only if something changes. External data end up in ``NAME.onnx.data`` beside it.
@@ -83,7 +82,7 @@ def finish(path: Path, target: "Target", *, external_data: bool) -> None:
     onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=_INLINE_TENSOR_BYTES)
 
 
-def adopt(path: Path, destination: Path, target: "Target") -> None:
+def adopt(path: Path, destination: Path, target: Target) -> None:
     """Copies an ONNX file that was made elsewhere, with its external data, and holds it to the target's versions.
 
     Raises:

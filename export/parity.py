@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rocline import custom_ops
 from rocline.errors import ExportError, ParityError
 from rocline.export import graph_files
 from rocline.export.reference import Case
@@ -124,10 +125,8 @@ def open_session(path: Path, stack: ExitStack) -> tuple[Any, str]:
     outline = onnx_file.read(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if "rocline" in outline.opsets:
-        from rocline import custom_ops
-
-        options.register_custom_ops_library(str(custom_ops.library_path()))
+    if custom_ops.DOMAIN in outline.opsets:
+        custom_ops.register(options)
     dtype = graph_files.weight_dtype(path)
     if outline.bfloat16:
         path = _widened(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))

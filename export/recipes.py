@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rocline.errors import ExportError
+from rocline.export import targets
 from rocline.runtime.manifest import Source
 
 if sys.version_info >= (3, 11):
@@ -19,8 +20,6 @@ else:
     import tomli as tomllib
 
 RECIPE_NAME = "recipe.toml"
-DTYPES = ("fp32", "fp16", "bf16")
-TARGETS = ("rocm", "migraphx", "cuda", "cpu", "portable")
 
 # Beside export/ both in a checkout and in an installed package.
 _MODELS = Path(__file__).parent.parent / "models"
@@ -258,8 +257,8 @@ def _read(path: Path) -> Recipe:
         summary=table.text("summary"),
         task=table.text("task"),
         licence=table.text("licence"),
-        dtypes=table.texts("dtypes", DTYPES),
-        targets=table.texts("targets", TARGETS),
+        dtypes=table.texts("dtypes", targets.DTYPES),
+        targets=table.texts("targets", targets.available()),
         parity=parity,
         sources=sources,
         example=Example(example.take("input", dict, "a table"), example.take("expected", dict, "a table")),

@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rocline import custom_ops
 from rocline.errors import ModelError, RoclineError
 from rocline.runtime import onnx_file, ort_log
 from rocline.runtime.options import Options
 from rocline.runtime.ort_log import LOGGER, Log, essence
 from rocline.runtime.providers import CPU, Provider
-
-_CUSTOM_OP_DOMAIN = "rocline"
 
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
@@ -77,7 +76,7 @@ class Plan:
         config.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         if save is not None:
             save(config)
-        if _CUSTOM_OP_DOMAIN in self.outline.opsets:
+        if custom_ops.DOMAIN in self.outline.opsets:
             self._register_custom_ops(config)
         model: str | bytes = str(self.path)
         weights: list[Any] = []
@@ -127,8 +126,6 @@ class Plan:
         return replace(self, widen=True)
 
     def _register_custom_ops(self, config: Any) -> None:
-        from rocline import custom_ops
-
         try:
             custom_ops.register(config)
         except RoclineError as error:

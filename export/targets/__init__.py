@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rocline import custom_ops
 from rocline.errors import ExportError
 
 if sys.version_info >= (3, 11):
@@ -76,7 +77,7 @@ class Target:
             return False
         if domain == "com.microsoft" and not self.contrib_ops:
             return False
-        if self.kernels is None or domain == "rocline":
+        if self.kernels is None or domain == custom_ops.DOMAIN:
             return True
         accepted = {DTYPES[dtype]} | ({"float32"} if dtype in self.widens else set())
         untyped = dtype != "bf16" or op_type in self.moves
