@@ -86,6 +86,43 @@ class CustomOps:
 
 
 @dataclass(frozen=True)
+class FusionRow:
+    """What one rule did to one ONNX file.
+
+    Attributes:
+        rule: the rule's name.
+        made: what it puts into the graph, e.g. ``CachedAttention``.
+        count: how often it did.
+        refused: how often it found its place and left it alone, by reason.
+    """
+
+    rule: str
+    made: str
+    count: int
+    refused: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How one ONNX file was made to fit its target, and where its nodes are expected to run there.
+
+    Attributes:
+        rows: one entry a rule that found anything.
+        nodes_before: nodes of the traced graph, subgraphs included.
+        nodes_after: nodes of the file.
+        placement: provider -> operator -> nodes that it is expected to run: predicted from the target's kernels, not
+            observed. Operators of a domain are written ``domain::Operator``.
+        shapes: operator -> nodes that only compute shapes, which ONNX Runtime runs on the CPU on purpose.
+    """
+
+    rows: tuple[FusionRow, ...]
+    nodes_before: int
+    nodes_after: int
+    placement: dict[str, dict[str, int]]
+    shapes: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of ``rocline.json``.
 
@@ -100,6 +137,7 @@ class Manifest:
         files: SHA-256 of each file of the folder but this one, by relative POSIX path.
         parity: one entry an output that was compared; empty where there was nothing to compare with.
         notes: what the export did that a user should know, one line each.
+        fusion: by name of the ONNX file; empty in manifests of rocline versions that did not write it.
     """
 
     source: Source
@@ -113,6 +151,7 @@ class Manifest:
     files: dict[str, str]
     parity: tuple[Parity, ...]
     notes: tuple[str, ...] = ()
+    fusion: dict[str, Fusion] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -204,7 +243,7 @@ def _parse(cls: type[_T], document: Any, where: str) -> _T:
     for name, field in fields.items():
         if name in document:
             values[name] = _value(hints[name], document[name], prefix + name)
-        elif field.default is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise _FieldError(f"field '{prefix}{name}' is missing")
     return cls(**values)
 

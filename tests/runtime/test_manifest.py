@@ -10,6 +10,8 @@ from rocline.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     CustomOps,
+    Fusion,
+    FusionRow,
     Manifest,
     OnnxModel,
     Parity,
@@ -39,6 +41,15 @@ def manifest(**changes):
         "files": {},
         "parity": (Parity("model.onnx", "y", 1e-6, 1e-7, 1.0, "torch", "3 sentences"),),
         "notes": ("fused",),
+        "fusion": {
+            "model.onnx": Fusion(
+                rows=(FusionRow("gelu", "Gelu", 2, {"the constant is not 0.5": 1}),),
+                nodes_before=9,
+                nodes_after=4,
+                placement={"ROCMExecutionProvider": {"MatMul": 1, "com.microsoft::Gelu": 2}},
+                shapes={"Shape": 1},
+            )
+        },
     }
     return Manifest(**{**fields, **changes})
 
@@ -56,10 +67,15 @@ def test_reads_what_it_wrote(tmp_path):
     assert Manifest.read(tmp_path) == manifest()
 
 
-@pytest.mark.parametrize("changes", [{"custom_ops": None}, {"parity": ()}, {"notes": ()}])
+@pytest.mark.parametrize("changes", [{"custom_ops": None}, {"parity": ()}, {"notes": ()}, {"fusion": {}}])
 def test_reads_what_may_be_absent(tmp_path, changes):
     manifest(**changes).write(tmp_path)
     assert Manifest.read(tmp_path) == manifest(**changes)
+
+
+def test_a_manifest_from_before_the_fusion_table_is_read(tmp_path):
+    edited(tmp_path, lambda document: document.pop("fusion"))
+    assert Manifest.read(tmp_path) == manifest(fusion={})
 
 
 def test_every_field_is_written(tmp_path):
