@@ -1,0 +1,65 @@
+"""The pass pipeline: what was traced becomes few large nodes that the target runs.
+
+A pass is a `rocline.custom_ops.rewriting.Rule`. Those that put in an operator of ours live in the operator's folder and
+are found there; the others are here, one a file. `ORDER` is the one place that says what runs when.
+"""
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from rocline.custom_ops import rewriting
+from rocline.custom_ops.rewriting import Context, Outcome, Rule, Stage
+from rocline.export.targets import Target
+
+# A stage stands for the rules of our operators that name it.
+ORDER: tuple[Rule | Stage, ...] = (
+    Stage.CACHE,
+    Stage.ATTENTION,
+    Stage.GATE,
+    Stage.NORM,
+    Stage.POOL,
+    Stage.SAMPLE,
+)
+
+
+def run(model: ir.Model, target: Target, dtype: str) -> list[Outcome]:
+    """Runs all passes over a model in fp32, in place.
+
+    Args:
+        model: with its weights in memory.
+        target: the runtime that will load the model.
+        dtype: ``fp32``, ``fp16`` or ``bf16``: what the model is converted to afterwards; only operators that the target
+            has in it are put in.
+
+    Returns:
+        What each pass did, in order; passes that found nothing of theirs are left out.
+    """
+    context = context_for(target, dtype)
+    outcomes = []
+    for rule in _rules(context):
+        outcome = rule.apply(model, context)
+        if outcome.matched:
+            common.RemoveUnusedNodesPass()(model)
+        if outcome.matched or outcome.refused:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def context_for(target: Target, dtype: str) -> Context:
+    """What the passes may know of a target when the model will have a dtype."""
+
+    def runs(op_type: str, domain: str = "") -> bool:
+        return target.runs(op_type, dtype, domain)
+
+    return Context(dtype=dtype, runs=runs, provider=target.provider, custom_ops=target.custom_ops)
+
+
+def _rules(context: Context) -> Iterator[Rule]:
+    ours = rewriting.found() if context.custom_ops else []
+    for entry in ORDER:
+        if isinstance(entry, Stage):
+            yield from (rule for rule in ours if rule.stage is entry)
+        else:
+            yield entry
