@@ -67,17 +67,72 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_GROUPED = {**_DECODER, "num_key_value_heads": 2}
+_WIDE_HEADS = {**_GROUPED, "head_dim": 16}
+_DECODER_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        **_GROUPED,
+        # Waves of each of the three kinds that the scaling tells apart.
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], **_WIDE_HEADS},
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        **_WIDE_HEADS,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 24,
+        # Caps that bend the scores and logits of so small a model.
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 1.5,
+    },
+    "phi3": {"architectures": ["Phi3ForCausalLM"], **_GROUPED, "sliding_window": 6},
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        **_GROUPED,
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"], **_GROUPED},
+    "smollm3": {"architectures": ["SmolLM3ForCausalLM"], **_GROUPED, "no_rope_layers": [1, 0]},
+    "opt": {
+        "architectures": ["OPTForCausalLM"],
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "max_position_embeddings": 256,
+    },
+    "cohere": {"architectures": ["CohereForCausalLM"], **_GROUPED, "logit_scale": 0.25},
+    "gpt_neox": {"architectures": ["GPTNeoXForCausalLM"], **_DECODER, "rotary_pct": 0.5},
+}
+
 KINDS = (*RECIPES, *_CONFIGS)
+DECODERS = ("llama", "qwen2", "mistral", "gpt2", "phi", "gemma", *_DECODER_CONFIGS)
+"""The decoder-only architectures, those among `KINDS` first."""
 
 
 def save(kind: str, folder: Path, *, seed: int = 0) -> str:
-    """Writes the Hugging Face folder of one of `KINDS` (``folder`` must not exist); returns its task."""
+    """Writes the Hugging Face folder of one of `KINDS` or `DECODERS` (``folder`` must not exist); returns its task."""
     if kind in RECIPES:
         recipe = recipes.load(RECIPES[kind])
         source = recipe.sources[0]
         assert isinstance(source, recipes.RandomSource)
         random_models.build(source.config, source.seed + seed, folder)
         return recipe.task
+    if kind in _DECODER_CONFIGS:
+        random_models.build({"model_type": kind, **_DECODER_CONFIGS[kind]}, seed, folder)
+        return "text-generation"
     task, config = _CONFIGS[kind]
     random_models.build({"model_type": kind, **config}, seed, folder)
     return task
