@@ -1,6 +1,6 @@
 """What an op's ``rule.py`` is written with: a rule puts the op into a graph, and says where it did and did not.
 
-An op's folder may hold a ``rule.py`` that ends in ``RULES``, a sequence of `Rule`. :func:`found` collects them; in
+An op's folder may hold a ``rule.py``, or several ``rule_*.py``, each ending in ``RULES``, a sequence of `Rule`. :func:`found` collects them; in
 which order they run is the pass pipeline's matter, which goes by each rule's `Stage`. This module and the rules import
 onnx_ir and onnxscript, which come with the extra ``export`` alone: nothing else below custom_ops may import them.
 """
@@ -102,7 +102,7 @@ class Rewrite(RewriteRuleClassBase):
         self.context = context
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PatternRule(Rule):
     """A rule made of onnxscript patterns.
 
@@ -159,10 +159,10 @@ def failed(reason: str, *where: ir.Node | ir.Value) -> MatchResult:
 
 
 def found() -> list[Rule]:
-    """Every rule of every op, folder by folder in the alphabet's order; a folder with a ``rule.py`` has some."""
+    """Every rule of every op, in the alphabet's order of their files, which are named ``rule.py`` or ``rule_*.py``."""
     rules: list[Rule] = []
-    for path in sorted(Path(__file__).resolve().parent.glob("*/rule.py")):
-        rules.extend(import_module(f"rocline.custom_ops.{path.parent.name}.rule").RULES)
+    for path in sorted(Path(__file__).resolve().parent.glob("*/rule*.py")):
+        rules.extend(import_module(f"rocline.custom_ops.{path.parent.name}.{path.stem}").RULES)
     return rules
 
 
