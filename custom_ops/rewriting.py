@@ -1,8 +1,9 @@
 """What an op's ``rule.py`` is written with: a rule puts the op into a graph, and says where it did and did not.
 
-An op's folder may hold a ``rule.py``, or several ``rule_*.py``, each ending in ``RULES``, a sequence of `Rule`. :func:`found` collects them; in
-which order they run is the pass pipeline's matter, which goes by each rule's `Stage`. This module and the rules import
-onnx_ir and onnxscript, which come with the extra ``export`` alone: nothing else below custom_ops may import them.
+An op's folder may hold a ``rule.py``, or several ``rule_*.py``, each ending in ``RULES``, a sequence of `Rule`.
+:func:`found` collects them; in which order they run is the pass pipeline's matter, which goes by each rule's `Stage`.
+This module and the rules import onnx_ir and onnxscript, which come with the extra ``export`` alone: nothing else below
+custom_ops may import them.
 """
 
 from abc import ABC, abstractmethod

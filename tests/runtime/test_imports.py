@@ -55,7 +55,9 @@ def test_arrows(folder):
 def test_only_export_imports_what_is_heavy(folder):
     for path in sources(folder):
         # What a graph is rewritten with: `rocline.custom_ops.rewriting` and the rules that import it.
-        forbidden = HEAVY if path.name.startswith("rule") or path.name == "rewriting.py" else HEAVY | {"onnxscript", "onnx_ir"}
+        forbidden = (
+            HEAVY if path.name.startswith("rule") or path.name == "rewriting.py" else HEAVY | {"onnxscript", "onnx_ir"}
+        )
         for module in imported(path):
             assert module.split(".")[0] not in forbidden, f"{path} imports {module}"
 
