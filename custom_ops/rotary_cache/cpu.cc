@@ -78,18 +78,18 @@ template <class T>
 void one_head(const RotaryParams& p, const RotaryBuffers& b, std::int64_t token, int slot) {
   const std::int64_t position = b.positions[token];
   if (slot < p.heads) {
-    const std::int64_t offset = (token * p.heads + slot) * p.head;
-    T* to = static_cast<T*>(b.y) + offset;
+    const T* from = static_cast<const T*>(b.q) + token * p.q_stride + slot * p.head;
+    T* to = static_cast<T*>(b.y) + (token * p.heads + slot) * p.head;
     if (position < 0)
       std::memset(static_cast<void*>(to), 0, p.head * sizeof(T));
     else
-      rotate_head(p, b, static_cast<const T*>(b.q) + offset, static_cast<const T*>(b.q_norm), position, to);
+      rotate_head(p, b, from, static_cast<const T*>(b.q_norm), position, to);
     return;
   }
   if (position < 0) return;
   const bool is_k = slot < p.heads + p.kv_heads;
   const int kv_head = is_k ? slot - p.heads : slot - p.heads - p.kv_heads;
-  const std::int64_t from = (token * p.kv_heads + kv_head) * p.head;
+  const std::int64_t from = token * p.kv_stride + kv_head * p.head;
   const std::int64_t to = ((token / p.tokens * p.kv_heads + kv_head) * p.capacity + position) * p.head;
   if (is_k)
     rotate_head(p, b, static_cast<const T*>(b.k) + from, static_cast<const T*>(b.k_norm), position,

@@ -1,5 +1,6 @@
 // RotaryCache on the device.
 //   q, y: [batch, tokens, heads, head]   k, v: [batch, tokens, kv_heads, head]   positions: [batch, tokens]
+//   (a token of q, k and v starts q_stride or kv_stride elements after the one before: the three may lie side by side)
 //   cos, sin: [positions, rotary / 2]    q_norm, k_norm: [head] or null
 //   past and present keys and values: [batch, kv_heads, capacity, head]
 //
@@ -74,9 +75,8 @@ ROCLINE_DEVICE void rotary_cache(const T* q, const T* k, const T* v, const i64* 
 
   const bool is_q = (int)slot < a.heads, is_k = !is_q && (int)slot < a.heads + a.kv_heads;
   const int kv_head = (is_k ? slot - a.heads : slot - a.heads - a.kv_heads);
-  const T* from = is_q   ? q + ((i64)token * a.heads + slot) * a.head
-                  : is_k ? k + ((i64)token * a.kv_heads + kv_head) * a.head
-                         : v + ((i64)token * a.kv_heads + kv_head) * a.head;
+  const T* from = is_q ? q + (i64)token * a.q_stride + slot * a.head
+                       : (is_k ? k : v) + (i64)token * a.kv_stride + kv_head * a.head;
   const i64 cached = (((i64)(token / a.tokens) * a.kv_heads + kv_head) * a.capacity + (live ? position : 0)) * a.head;
   T* to = is_q ? y + ((i64)token * a.heads + slot) * a.head : (is_k ? present_k : present_v) + cached;
   const T* norm = is_q ? q_norm : is_k ? k_norm : nullptr;

@@ -1,5 +1,6 @@
 // RotaryCache(q, k, v, past_k, past_v, position_ids, cos, sin[, q_norm, k_norm]) -> (q, present_k, present_v)
 //
+// q may hold q, k and v of each token side by side, as one packed projection makes them; k and v have no elements then.
 // Normalises (where weights are given) and rotates q and k by each token's position, and stores k and v in slot
 // `position` of the cache.  present is past with those slots replaced: in place where both are bound to one buffer,
 // after a copy where they are not.  A position of -1 is padding: nothing is stored, and its q comes out as zero.
@@ -36,7 +37,11 @@ bool overlap(const Tensor& a, const Tensor& b) {
 class RotaryCache final : public Kernel {
  public:
   static Status infer(Inference& shapes) {
-    ROCLINE_TRY(shapes.output_like(0, kQ));
+    SymbolicShape y, k;
+    ROCLINE_TRY(shapes.input(kQ, y));
+    ROCLINE_TRY(shapes.input(kK, k));
+    if (y.rank == 3 && k.rank != 3) y[-1] = {-1, ""};  // packed: how many heads of it are q's, the attributes tell
+    ROCLINE_TRY(shapes.output(0, y));
     ROCLINE_TRY(shapes.output_like(1, kPastK));
     return shapes.output_like(2, kPastV);
   }
@@ -120,17 +125,21 @@ class RotaryCache final : public Kernel {
   Status prepare(Context& context, Call& call) const {
     const Tensor &q = context.input(kQ), &k = context.input(kK), &past_k = context.input(kPastK);
     const Tensor &positions = context.input(kPositions), &cos = context.input(kCos);
-    if (q.shape.rank != 3 || q.shape[2] % heads_)
-      return context.refuse(q, "[batch, tokens, %lld heads * head]", number(heads_));
-    const std::int64_t batch = q.shape[0], tokens = q.shape[1], head = q.shape[2] / heads_;
-    const Shape packed(batch, tokens, kv_heads_ * head);
+    const bool packed = k.shape.rank == 1 && k.elements() == 0;
+    const std::int64_t heads = packed ? heads_ + 2 * kv_heads_ : heads_;
+    if (q.shape.rank != 3 || q.shape[2] % heads)
+      return context.refuse(q, "[batch, tokens, %lld heads * head]%s", number(heads),
+                            packed ? ", since 'k' has no elements" : "");
+    const std::int64_t batch = q.shape[0], tokens = q.shape[1], head = q.shape[2] / heads;
+    const Shape wanted = packed ? k.shape : Shape(batch, tokens, kv_heads_ * head);
     for (Input i : {kK, kV})
-      if (context.input(i).shape != packed)
-        return context.refuse(context.input(i), "[batch, tokens, kv_heads * head] %s to match 'q' %s",
-                              packed.text().c_str(), q.shape.text().c_str());
+      if (context.input(i).shape != wanted)
+        return context.refuse(context.input(i), "%s %s to match 'q' %s and 'k' %s",
+                              packed ? "no elements" : "[batch, tokens, kv_heads * head]", wanted.text().c_str(),
+                              q.shape.text().c_str(), k.shape.text().c_str());
     if (past_k.shape.rank != 4 || past_k.shape != Shape(batch, kv_heads_, past_k.shape[2], head))
-      return context.refuse(past_k, "[batch, kv_heads, capacity, head] [%lld, %lld, capacity, %lld] to match 'k' %s",
-                            number(batch), number(kv_heads_), number(head), k.shape.text().c_str());
+      return context.refuse(past_k, "[batch, kv_heads, capacity, head] [%lld, %lld, capacity, %lld] to match 'q' %s",
+                            number(batch), number(kv_heads_), number(head), q.shape.text().c_str());
     if (context.input(kPastV).shape != past_k.shape)
       return context.refuse(context.input(kPastV), "the shape of 'past_k', %s", past_k.shape.text().c_str());
     const std::int64_t capacity = past_k.shape[2];
@@ -149,9 +158,11 @@ class RotaryCache final : public Kernel {
     constexpr std::int64_t most = 0x7fffffff;
     if (q.elements() > most || k.elements() > most || capacity > most || cos.elements() > most)
       return context.refuse(q, "at most 2^31 - 1 elements in 'q', 'k' and the tables");
+    const std::int64_t element = context.dtype() == DType::f32 ? 4 : 2, q_columns = heads_ * head * element;
+    const auto* after_q = static_cast<const char*>(q.data) + q_columns;
 
     Tensor y;
-    ROCLINE_TRY(context.output(0, q.shape, y));
+    ROCLINE_TRY(context.output(0, Shape(batch, tokens, heads_ * head), y));
     for (int i : {0, 1}) {
       call.past[i] = context.input(i ? kPastV : kPastK);
       ROCLINE_TRY(context.output(1 + i, past_k.shape, call.present[i]));
@@ -169,13 +180,14 @@ class RotaryCache final : public Kernel {
     RotaryParams& p = call.params;
     p.batch = small(batch), p.tokens = small(tokens), p.heads = small(heads_), p.kv_heads = small(kv_heads_);
     p.head = small(head), p.capacity = small(capacity), p.rotary = small(rotary);
+    p.q_stride = small(heads * head), p.kv_stride = small(packed ? heads * head : kv_heads_ * head);
     p.positions = rotary ? small(cos.shape[0]) : 0;
     p.interleaved = interleaved_ != 0;
     p.epsilon = epsilon_;
     RotaryBuffers& b = call.buffers;
     b = {q.data,
-         k.data,
-         context.input(kV).data,
+         packed ? after_q : k.data,
+         packed ? after_q + kv_heads_ * head * element : context.input(kV).data,
          positions.as<const long long>(),
          cos.as<const float>(),
          context.input(kSin).as<const float>(),

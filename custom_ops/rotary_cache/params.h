@@ -5,6 +5,7 @@ namespace rocline {
 
 struct RotaryParams {
   int batch, tokens, heads, kv_heads, head, capacity;
+  int q_stride, kv_stride;  // elements from one token to the next in q, and in k and v
   int rotary;     // leading elements of a head that are rotated; 0: none
   int positions;  // rows of the tables
   int interleaved;

@@ -44,6 +44,8 @@ def reference(
 ) -> dict[str, Array]:
     """Shapes as in ``spec.py``; ``rotary_dim`` is the tables' own, so it is not read."""
     (batch, tokens), head = position_ids.shape, past_k.shape[3]
+    if k.ndim == 1:
+        q, k, v = np.split(q, [heads * head, (heads + kv_heads) * head], axis=-1)
     q64, k64 = (x.astype(np.float64).reshape(batch, tokens, n, head) for x, n in ((q, heads), (k, kv_heads)))
     q64, k64 = _rms_norm(q64, q_norm, epsilon), _rms_norm(k64, k_norm, epsilon)
     if cos.size:

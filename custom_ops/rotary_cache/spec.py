@@ -16,7 +16,9 @@ IN_PLACE = {"present_k": "past_k", "present_v": "past_v"}
 
 
 def _infer(shapes: Mapping[str, Shape], attributes: Mapping[str, Any]) -> dict[str, Shape]:
-    return {"q_rotated": shapes["q"], "present_k": shapes["past_k"], "present_v": shapes["past_v"]}
+    batch, tokens, _ = shapes["q"]
+    rotated = (batch, tokens, attributes["heads"] * shapes["past_k"][3])
+    return {"q_rotated": rotated, "present_k": shapes["past_k"], "present_v": shapes["past_v"]}
 
 
 def positions(*rows: list[int]) -> Callable[[np.random.Generator], Any]:
@@ -60,6 +62,12 @@ def inputs(
     }
 
 
+def packed(heads: int, kv_heads: int, head: int, capacity: int, *rows: list[int], **more: Any) -> dict[str, Source]:
+    """`inputs` with q, k and v of each token side by side."""
+    made = inputs(heads, kv_heads, head, capacity, *rows, **more)
+    return {**made, "q": (len(rows), len(rows[0]), (heads + 2 * kv_heads) * head), "k": (0,), "v": (0,)}
+
+
 def _case(name: str, heads: int, kv_heads: int, made: Mapping[str, Source], in_place: bool = True, **more: Any) -> Case:
     attributes = {"heads": heads, "kv_heads": kv_heads, **more}
     return Case(name, made, attributes, alias=IN_PLACE if in_place else {})
@@ -74,9 +82,9 @@ _REFUSED = inputs(4, 2, 8, 16, [3, 4])
 SPEC = Spec(
     name="RotaryCache",
     inputs=[
-        Argument("q", shape="[batch, tokens, heads * head]"),
-        Argument("k", shape="[batch, tokens, kv_heads * head]"),
-        Argument("v", shape="[batch, tokens, kv_heads * head]"),
+        Argument("q", shape="[batch, tokens, heads * head], or (heads + 2 kv_heads) * head with k and v beside q"),
+        Argument("k", shape="[batch, tokens, kv_heads * head], or [0] where q holds it"),
+        Argument("v", shape="[batch, tokens, kv_heads * head], or [0] where q holds it"),
         Argument("past_k", shape="[batch, kv_heads, capacity, head]"),
         Argument("past_v", shape="[batch, kv_heads, capacity, head]"),
         Argument("position_ids", "int64", shape="[batch, tokens]; -1 is padding"),
@@ -86,7 +94,7 @@ SPEC = Spec(
         Argument("k_norm", optional=True, shape="[head], or no elements for none"),
     ],
     outputs=[
-        Argument("q_rotated", shape="q's; padding is zero"),
+        Argument("q_rotated", shape="[batch, tokens, heads * head]; padding is zero"),
         Argument("present_k", shape="past_k's"),
         Argument("present_v", shape="past_v's"),
     ],
@@ -118,6 +126,13 @@ SPEC = Spec(
         _case("interleaved norms", 4, 2, inputs(4, 2, 256, 8, [5], q_norm=(256,), k_norm=(256,)), interleaved=1),
         _case("norm of k alone", 2, 1, inputs(2, 1, 64, 8, [5], q_norm=(0,), k_norm=(64,)), epsilon=1e-3),
         _case("norm of q alone", 2, 1, inputs(2, 1, 64, 8, [5], q_norm=(64,)), epsilon=0.5),
+        _case("packed decode", 9, 3, packed(9, 3, 64, 40, [17])),
+        _case("packed prefill unbound", 4, 1, packed(4, 1, 80, 33, _run(0, 19), [-1, *_run(7, 18)]), in_place=False),
+        _case("packed partial", 3, 3, packed(3, 3, 19, 12, _run(4, 5), rotary=6), rotary_dim=6),
+        _case("packed norms", 8, 4, packed(8, 4, 128, 8, _run(0, 6), q_norm=(128,), k_norm=(128,))),
+        _case("packed interleaved", 8, 2, packed(8, 2, 64, 12, _run(2, 7)), interleaved=1),
+        _case("packed, no rotation", 2, 1, packed(2, 1, 37, 8, [6, 7], rotary=0)),
+        _case("packed, no tokens", 4, 2, packed(4, 2, 32, 8, [], [])),
         _case("head of two", 1, 1, inputs(1, 1, 2, 3, [0, 1, 2])),
         _case("interleaved head of six", 2, 1, inputs(2, 1, 6, 3, [2, 1, 0]), interleaved=1),
         _case("no tokens", 4, 2, inputs(4, 2, 32, 8, [], [])),
@@ -150,6 +165,14 @@ SPEC = Spec(
         Refusal(
             _case("heads of k", 4, 2, {**_REFUSED, "k": (1, 2, 24)}),
             r"RotaryCache: input 'k': \w+ \[1, 2, 24\], expected .* \[1, 2, 16\] to match 'q' \[1, 2, 32\]",
+        ),
+        Refusal(
+            _case("packed without k and v", 4, 2, {**packed(4, 2, 8, 16, [3, 4]), "q": (1, 2, 36)}),
+            r"RotaryCache: input 'q': \w+ \[1, 2, 36\], expected \[batch, tokens, 8 heads \* head\], since 'k' has no",
+        ),
+        Refusal(
+            _case("packed with a v", 4, 2, {**packed(4, 2, 8, 16, [3, 4]), "v": (1, 2, 16)}),
+            r"input 'v': \w+ \[1, 2, 16\], expected no elements \[0\]",
         ),
         Refusal(_case("tokens of v", 4, 2, {**_REFUSED, "v": (1, 3, 16)}), r"input 'v': \w+ \[1, 3, 16\], expected"),
         Refusal(
@@ -185,6 +208,10 @@ SPEC = Spec(
         # Read and written once: q; k and v; the caches are bound in place and only their new slots are touched.
         Benchmark(
             _case("prefill 8 x 2048", 32, 8, inputs(32, 8, 128, 2048, *[_run(0, 2048)] * 8)),
+            bytes=2 * 8 * 2048 * (32 + 2 * 8) * 128 * 2,
+        ),
+        Benchmark(
+            _case("packed prefill 8 x 2048", 32, 8, packed(32, 8, 128, 2048, *[_run(0, 2048)] * 8)),
             bytes=2 * 8 * 2048 * (32 + 2 * 8) * 128 * 2,
         ),
         Benchmark(
