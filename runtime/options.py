@@ -1,6 +1,7 @@
 """Session options: one flat mapping of typed values, checked before ONNX Runtime sees them.
 
-`SESSION_OPTIONS` are rocline's own; every other key belongs to a provider (`rocline.runtime.providers`).
+`SESSION_OPTIONS` are rocline's own, and so are `SHARED_OPTIONS`, which each provider has under names of its own; every
+other key is one provider's (`rocline.runtime.providers`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,14 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rocline.errors import InputError
-from rocline.runtime.providers import PROVIDERS, OptionType, Provider
+from rocline.runtime.providers import PROVIDERS, SESSION_SETS, SHARED_OPTIONS, OptionType, Provider
 
 SESSION_OPTIONS: Mapping[str, OptionType] = {
     "threads": int,
     "memory_arena": bool,
     "graph_optimization": ("disable", "basic", "extended", "all"),
+    "graph_capture": bool,
 }
-"""Threads inside one operator (0: as many as there are cores); ONNX Runtime's CPU memory arena; graph optimisation."""
+"""Threads inside one operator (0: as many as there are cores); ONNX Runtime's CPU memory arena; graph optimisation;
+whether bindings on a GPU replay a captured graph unless told otherwise."""
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -36,10 +39,11 @@ class Options:
 def check(options: Mapping[str, Any] | None, requested: Iterable[Provider], device_id: int) -> Options:
     """Sorts ``options`` by who takes them and checks each one's type.
 
-    An option that several of the requested providers take goes to each of them.
+    An option that several of the requested providers take goes to each of them, by the name that it has there.
 
     Raises:
-        InputError: an option is unknown to the session and to the requested providers, or has a wrong type or value.
+        InputError: an option is unknown to the session and to the requested providers, has a wrong type or value, is
+            the session's to set, or says what another one says too.
     """
     if isinstance(device_id, bool) or not isinstance(device_id, int) or device_id < 0:
         raise InputError(f"device_id: {device_id!r}, expected a whole number from 0")
@@ -53,12 +57,17 @@ def check(options: Mapping[str, Any] | None, requested: Iterable[Provider], devi
             _check_value(name, value, SESSION_OPTIONS[name])
             checked.session[name] = value
             continue
-        takers = [provider for provider in requested if name in provider.options]
+        takers = [provider for provider in requested if name in provider.options or name in provider.shared]
         if not takers:
             raise InputError(_unknown(name, requested))
         for provider in takers:
-            _check_value(name, value, provider.options[name])
-            checked.providers[provider.name][name] = str(int(value)) if isinstance(value, bool) else str(value)
+            _check_value(name, value, provider.options[name] if name in provider.options else SHARED_OPTIONS[name])
+            for key in provider.shared.get(name, (name,)):
+                if key in checked.providers[provider.name]:
+                    raise InputError(
+                        f"option '{name}': sets {provider.name}'s '{key}', which is given as well; give one"
+                    )
+                checked.providers[provider.name][key] = str(int(value)) if isinstance(value, bool) else str(value)
     return checked
 
 
@@ -68,7 +77,7 @@ def parse(name: str, text: str) -> Any:
     Raises:
         InputError: no provider has the option, or the text is no such value.
     """
-    tables = [SESSION_OPTIONS, *(provider.options for provider in PROVIDERS.values())]
+    tables = [SESSION_OPTIONS, SHARED_OPTIONS, *(provider.options for provider in PROVIDERS.values())]
     kind = next((table[name] for table in tables if name in table), None)
     if kind is None:
         raise InputError(_unknown(name, PROVIDERS.values()))
@@ -93,11 +102,13 @@ def _check_value(name: str, value: Any, kind: OptionType) -> None:
 def _unknown(name: str, providers: Iterable[Provider]) -> str:
     if name == "device_id":
         return "option 'device_id': give it as the session's own argument (device_id=, --device-id)"
-    others = [row.name for row in PROVIDERS.values() if name in row.options]
+    if name in SESSION_SETS:
+        return f"option '{name}': the session sets it: {SESSION_SETS[name]}"
+    others = [row.name for row in PROVIDERS.values() if name in row.options or name in row.shared]
     if others:
         asked = ", ".join(provider.name for provider in providers)
         return f"option '{name}': belongs to {' and '.join(others)}, but the session asks for {asked}"
-    known = [*SESSION_OPTIONS, *(key for provider in providers for key in provider.options)]
+    known = [*SESSION_OPTIONS, *(key for row in providers for key in (*row.shared, *row.options))]
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)

@@ -20,9 +20,12 @@ class Provider:
         library: file name of the provider library beside onnxruntime's own; None if it is built in.
         vendor: whose GPU it needs, a key of `rocline.runtime.probe.DEVICES`; None for the CPU.
         device: ONNX Runtime's device string for its memory.
-        options: what each of its options takes; ``device_id`` is the session's own argument.
+        options: what each of its options takes. Those that the session sets are not among them (`SESSION_SETS`), nor is
+            ``device_id``, the session's own argument.
+        shared: `SHARED_OPTIONS` that it has, with what they are called there.
         runs_custom_ops: whether it runs custom-operator kernels; else such a node runs on the CPU.
-        takes_user_stream: whether work can be put on a stream of the caller's.
+        backend: whose memory and streams a session on it works with, a kind of `rocline.runtime.devices.open_device`:
+            ``cpu`` where the provider takes no stream of the caller's and copies by itself.
         extra: the extra of rocline that installs an onnxruntime with it.
         stack: the software that brings the libraries it needs.
     """
@@ -33,12 +36,41 @@ class Provider:
     vendor: str | None
     device: str
     options: Mapping[str, OptionType]
+    shared: Mapping[str, tuple[str, ...]]
     runs_custom_ops: bool
-    takes_user_stream: bool
+    backend: str
     extra: str
     stack: str = field(default="")
 
+    @property
+    def takes_user_stream(self) -> bool:
+        """Whether a session on it has a stream of its own that all its work is queued on."""
+        return self.backend != "cpu"
 
+
+SHARED_OPTIONS: Mapping[str, OptionType] = MappingProxyType({"memory_limit": int, "tuning": bool})
+"""Options that several providers have under names of their own: bytes of GPU memory that ONNX Runtime may take for
+itself, and whether kernels are timed and chosen while the first runs go on."""
+
+_OWN_STREAM = "every session has a stream of its own; share another session's, or a Stream, with stream="
+_OWN_CAPTURE = "give graph_capture=True instead, which a binding verifies before it trusts it"
+_ON_THE_STREAM = "all memory and all copies of a session follow its stream"
+SESSION_SETS: Mapping[str, str] = MappingProxyType(
+    {
+        "user_compute_stream": _OWN_STREAM,
+        "has_user_compute_stream": _OWN_STREAM,
+        "enable_hip_graph": _OWN_CAPTURE,
+        "enable_cuda_graph": _OWN_CAPTURE,
+        "do_copy_in_default_stream": _ON_THE_STREAM,
+        "use_ep_level_unified_stream": _ON_THE_STREAM,
+        "gpu_external_alloc": _ON_THE_STREAM,
+        "gpu_external_free": _ON_THE_STREAM,
+        "gpu_external_empty_cache": _ON_THE_STREAM,
+    }
+)
+"""Options of ONNX Runtime's providers that belong to the session, and what to do instead of setting them."""
+
+_SHARED = {"memory_limit": ("gpu_mem_limit",), "tuning": ("tunable_op_enable", "tunable_op_tuning_enable")}
 _ARENA = ("kNextPowerOfTwo", "kSameAsRequested")
 
 _ROWS = (
@@ -52,21 +84,15 @@ _ROWS = (
         options={
             "gpu_mem_limit": int,
             "arena_extend_strategy": _ARENA,
-            "do_copy_in_default_stream": bool,
-            "has_user_compute_stream": bool,
-            "user_compute_stream": int,
-            "enable_hip_graph": bool,
             "tunable_op_enable": bool,
             "tunable_op_tuning_enable": bool,
             "tunable_op_max_tuning_duration_ms": int,
             "miopen_conv_exhaustive_search": bool,
             "miopen_conv_use_max_workspace": bool,
-            "gpu_external_alloc": int,
-            "gpu_external_free": int,
-            "gpu_external_empty_cache": int,
         },
+        shared=_SHARED,
         runs_custom_ops=True,
-        takes_user_stream=True,
+        backend="hip",
         extra="rocm",
         stack="ROCm",
     ),
@@ -88,8 +114,9 @@ _ROWS = (
             "migraphx_mem_limit": int,
             "migraphx_arena_extend_strategy": _ARENA,
         },
+        shared={"memory_limit": ("migraphx_mem_limit",), "tuning": ("migraphx_exhaustive_tune",)},
         runs_custom_ops=False,
-        takes_user_stream=False,
+        backend="cpu",
         extra="migraphx",
         stack="ROCm with MIGraphX",
     ),
@@ -102,11 +129,6 @@ _ROWS = (
         options={
             "gpu_mem_limit": int,
             "arena_extend_strategy": _ARENA,
-            "do_copy_in_default_stream": bool,
-            "has_user_compute_stream": bool,
-            "user_compute_stream": int,
-            "use_ep_level_unified_stream": bool,
-            "enable_cuda_graph": bool,
             "use_tf32": bool,
             "prefer_nhwc": bool,
             "fuse_conv_bias": bool,
@@ -118,12 +140,10 @@ _ROWS = (
             "tunable_op_enable": bool,
             "tunable_op_tuning_enable": bool,
             "tunable_op_max_tuning_duration_ms": int,
-            "gpu_external_alloc": int,
-            "gpu_external_free": int,
-            "gpu_external_empty_cache": int,
         },
+        shared=_SHARED,
         runs_custom_ops=True,
-        takes_user_stream=True,
+        backend="cuda",
         extra="cuda",
         stack="CUDA and cuDNN",
     ),
@@ -134,8 +154,9 @@ _ROWS = (
         vendor=None,
         device="cpu",
         options={},
+        shared={},
         runs_custom_ops=True,
-        takes_user_stream=False,
+        backend="cpu",
         extra="cpu",
     ),
 )

@@ -4,9 +4,9 @@ import pytest
 
 from rocline.errors import InputError
 from rocline.runtime import options
-from rocline.runtime.providers import PROVIDERS
+from rocline.runtime.providers import PROVIDERS, SESSION_SETS, SHARED_OPTIONS
 
-ROCM, CUDA, CPU = (PROVIDERS[name] for name in ("rocm", "cuda", "cpu"))
+ROCM, MIGRAPHX, CUDA, CPU = (PROVIDERS[name] for name in ("rocm", "migraphx", "cuda", "cpu"))
 
 
 def test_sorted_by_owner():
@@ -21,9 +21,34 @@ def test_sorted_by_owner():
     assert checked.providers["cpu"] == {}
 
 
-def test_a_stream_is_a_decimal_string():
-    checked = options.check({"user_compute_stream": 0x7F00}, [ROCM], 0)
-    assert checked.providers["rocm"]["user_compute_stream"] == "32512"
+def test_a_shared_option_has_each_providers_own_name():
+    checked = options.check({"memory_limit": 1 << 30, "tuning": True}, [ROCM, MIGRAPHX, CPU], 0)
+    assert checked.providers == {
+        "rocm": {
+            "device_id": "0",
+            "gpu_mem_limit": "1073741824",
+            "tunable_op_enable": "1",
+            "tunable_op_tuning_enable": "1",
+        },
+        "migraphx": {"device_id": "0", "migraphx_mem_limit": "1073741824", "migraphx_exhaustive_tune": "1"},
+        "cpu": {},
+    }
+
+
+@pytest.mark.parametrize("given", [["memory_limit", "gpu_mem_limit"], ["gpu_mem_limit", "memory_limit"]])
+def test_the_same_thing_is_said_once(given):
+    with pytest.raises(InputError, match="sets rocm's 'gpu_mem_limit', which is given as well"):
+        options.check(dict.fromkeys(given, 1 << 30), [ROCM, CPU], 0)
+
+
+@pytest.mark.parametrize("name", SESSION_SETS)
+def test_what_the_session_sets_is_not_the_callers(name):
+    for providers in ([ROCM, CPU], [CUDA, CPU], [CPU]):
+        with pytest.raises(InputError) as caught:
+            options.check({name: 1}, providers, 0)
+        assert str(caught.value) == f"option '{name}': the session sets it: {SESSION_SETS[name]}"
+    with pytest.raises(InputError, match="the session sets it"):
+        options.parse(name, "1")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +67,8 @@ def test_a_stream_is_a_decimal_string():
             "option 'graph_optimization': 'most', expected one of disable, basic, extended",
         ),
         ({"arena_extend_strategy": 1}, "option 'arena_extend_strategy': 1, expected one of kNextPowerOfTwo, kSameAs"),
-        ({"user_compute_stream": "0xff"}, "option 'user_compute_stream': '0xff', expected a whole number"),
+        ({"memory_limit": "1 GB"}, "option 'memory_limit': '1 GB', expected a whole number"),
+        ({"graph_capture": 1}, "option 'graph_capture': 1, expected true or false"),
     ],
 )
 def test_what_is_refused(given, message):
@@ -96,3 +122,7 @@ def test_an_option_takes_the_same_kind_of_value_from_every_provider():
         for name, kind in provider.options.items():
             assert kinds.setdefault(name, kind) == kind
             assert name not in options.SESSION_OPTIONS
+            assert name not in SHARED_OPTIONS
+            assert name not in SESSION_SETS
+        for name, keys in provider.shared.items():
+            assert {provider.options[key] for key in keys} == {SHARED_OPTIONS[name]}
