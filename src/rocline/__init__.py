@@ -8,6 +8,7 @@ from typing import Any
 
 from rocline.errors import (
     DeviceError,
+    DeviceMemoryError,
     ExportError,
     InputError,
     ModelError,
@@ -25,6 +26,7 @@ _SUBPACKAGES = ("custom_ops", "export", "runtime")
 
 __all__ = [
     "DeviceError",
+    "DeviceMemoryError",
     "Embedder",
     "ExportError",
     "Generator",

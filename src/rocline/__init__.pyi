@@ -2,6 +2,7 @@ from rocline import custom_ops as custom_ops
 from rocline import export as export
 from rocline import runtime as runtime
 from rocline.errors import DeviceError as DeviceError
+from rocline.errors import DeviceMemoryError as DeviceMemoryError
 from rocline.errors import ExportError as ExportError
 from rocline.errors import InputError as InputError
 from rocline.errors import ModelError as ModelError

@@ -7,6 +7,7 @@ RoclineError
 ├── ExportError     a source cannot be exported
 │   └── ParityError     the exported model does not give PyTorch's numbers
 └── DeviceError     a device, stream or buffer operation failed
+    └── DeviceMemoryError   a device has not enough memory
 """
 
 
@@ -36,3 +37,7 @@ class ParityError(ExportError):
 
 class DeviceError(RoclineError):
     """A device, stream, event or buffer operation failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device has not enough memory, or a pool's limit is reached."""

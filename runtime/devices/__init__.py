@@ -1,0 +1,38 @@
+"""Devices, streams, events and buffers: one interface for AMD GPUs (HIP), NVIDIA GPUs (CUDA) and the host."""
+
+from functools import cache
+
+from rocline.errors import DeviceError
+from rocline.runtime.devices.base import Device, Event, MemoryInfo, Stream
+from rocline.runtime.devices.buffer import Buffer, HostCopy
+from rocline.runtime.devices.driver import Driver
+from rocline.runtime.devices.pool import Statistics
+
+__all__ = ["Buffer", "Device", "Event", "HostCopy", "MemoryInfo", "Statistics", "Stream", "open_device"]
+
+KINDS = ("hip", "cuda", "cpu")
+"""The kinds of devices."""
+
+
+def open_device(kind: str, device_id: int = 0, *, limit: int | None = None) -> Device:
+    """Returns a device.
+
+    Args:
+        kind: ``hip``, ``cuda`` or ``cpu``.
+        device_id: which one, from 0.
+        limit: the most bytes that its pool may hold; None for no limit.
+
+    Raises:
+        DeviceError: the runtime is not installed, not the one that ONNX Runtime uses, or has no such device.
+    """
+    return Device(driver(kind), device_id, limit=limit)
+
+
+@cache
+def driver(kind: str) -> Driver:
+    """Returns the process's driver of ``kind``, loading its runtime at the first call."""
+    if kind == "cpu":
+        from rocline.runtime.devices.host import HostDriver
+
+        return HostDriver()
+    raise DeviceError(f"device {kind!r}: unknown, expected one of {', '.join(KINDS)}")

@@ -1,0 +1,340 @@
+"""Device, Stream and Event: the same for every backend, written on its `Driver`."""
+
+import contextlib
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from rocline.errors import DeviceError
+from rocline.runtime.devices.driver import Driver
+from rocline.runtime.devices.pool import Pool
+from rocline.runtime.devices.staging import Staging
+
+if TYPE_CHECKING:
+    from rocline.runtime.devices.buffer import Buffer
+
+Self = TypeVar("Self", bound="Closing")
+
+
+class Closing:
+    """Something that is open until `close` is called: by hand, at the end of a ``with`` block, or when it is dropped.
+
+    Attributes:
+        closed: whether it is closed.
+    """
+
+    closed: bool = True
+
+    def close(self) -> None:
+        """Gives back what this holds; a second call does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Nobody is there to catch it; a failure of the device shows at the next call.
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise DeviceError(f"{self}: closed")
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """The device's memory in bytes: what is free for anyone, and all of it."""
+
+    free: int
+    total: int
+
+
+class Device(Closing):
+    """One GPU, or the host, seen from this process; `rocline.runtime.devices.open_device` makes them.
+
+    Several threads may use a device, its streams and its pool at once. Two devices with the same ``kind`` and
+    ``device_id`` are the same hardware: streams, events and buffers of both go together.
+
+    Args:
+        driver: the runtime.
+        device_id: which device, from 0.
+        limit: the most bytes that the pool may hold; None for no limit.
+
+    Attributes:
+        kind: ``hip``, ``cuda`` or ``cpu``.
+        device_id: which device, from 0.
+        driver: the runtime; its ``lock`` keeps other threads from allocating during a graph capture.
+        pool: where buffers get their memory.
+
+    Raises:
+        DeviceError: there is no such device, or it does not answer.
+    """
+
+    def __init__(self, driver: Driver, device_id: int = 0, *, limit: int | None = None) -> None:
+        self.kind, self.device_id, self.driver = driver.kind, device_id, driver
+        count = driver.count()
+        if not 0 <= device_id < count:
+            raise DeviceError(f"{self}: no such device, {driver.kind} has {count}")
+        self.name = driver.name(device_id)
+        self.pool = Pool(driver, device_id, limit)
+        self.staging = Staging(driver, device_id)
+        self._idle_events: deque[int] = deque()
+        self._held: weakref.WeakSet[Stream | Buffer] = weakref.WeakSet()
+        self.closed = False
+        # What is still open when the process ends is closed while the runtime can still be called.
+        self._at_exit = weakref.finalize(self, _close_at_exit, weakref.ref(self))
+
+    def __repr__(self) -> str:
+        return f"{self.kind}:{self.device_id}"
+
+    def memory_info(self) -> MemoryInfo:
+        """Returns the device's free and total memory."""
+        self._check_open()
+        return MemoryInfo(*self.driver.memory_info(self.device_id))
+
+    def create_stream(self) -> "Stream":
+        """Returns a new stream that does not synchronise with the null stream."""
+        self._check_open()
+        with self.driver.lock:
+            return Stream(self, self.driver.create_stream(self.device_id), owned=True)
+
+    def foreign_stream(self, handle: int) -> "Stream":
+        """Returns a stream that another library made, for ordering work with it.
+
+        It has to live until what it was used for here is closed. ``handle`` 0 is the null stream. For a stream that
+        was made here, that stream itself is returned.
+        """
+        self._check_open()
+        for item in list(self._held):
+            if isinstance(item, Stream) and item.handle == handle and not item.closed and not self.driver.host_memory:
+                return item
+        return Stream(self, handle, owned=False)
+
+    def foreign_event(self, handle: int) -> "Event":
+        """Returns an event that another library recorded, for `Stream.wait`."""
+        self._check_open()
+        return Event(self, handle, owned=False)
+
+    def allocate(
+        self, shape: int | Sequence[int], dtype: Any = np.uint8, *, stream: "Stream", zero: bool = False
+    ) -> "Buffer":
+        """Returns a new buffer from the pool, for use on ``stream``; its contents are whatever was there.
+
+        Args:
+            shape: sizes of the axes, or one number.
+            dtype: anything that NumPy takes for a dtype, or ``bfloat16``; bytes if left out.
+            stream: on which it is used first.
+            zero: queue setting all bytes to 0 on ``stream``.
+
+        Raises:
+            DeviceMemoryError: the device has not enough memory, or the pool's limit is reached.
+            DeviceError: the device or ``stream`` is closed, or the dtype cannot be in a buffer.
+        """
+        from rocline.runtime.devices import buffer
+
+        self._check_open()
+        made = buffer.allocate(self, shape, dtype, stream)
+        if zero:
+            made.fill(0, stream=stream)
+        return made
+
+    def upload(self, array: np.ndarray[Any, Any], *, stream: "Stream") -> "Buffer":
+        """Returns a new buffer with a copy of ``array``, queued on ``stream``.
+
+        Raises:
+            DeviceError: as `allocate` and `Buffer.copy_from`.
+        """
+        made = self.allocate(array.shape, array.dtype, stream=stream)
+        try:
+            made.copy_from(array, stream=stream)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def wrap(self, array: np.ndarray[Any, Any]) -> "Buffer":
+        """Returns a buffer on the array's own memory, which it keeps alive; only the host can.
+
+        Raises:
+            DeviceError: this is a GPU, or the array is not contiguous.
+        """
+        from rocline.runtime.devices import buffer
+
+        self._check_open()
+        return buffer.wrap(self, array)
+
+    def close(self) -> None:
+        """Waits for this device's own streams, then frees all that was allocated on it; a second call does nothing.
+
+        Buffers and streams that are still open are closed. Memory that a DLPack consumer still holds stays until the
+        consumer lets go of it.
+        """
+        if self.closed:
+            return
+        try:
+            for item in list(self._held):
+                item.close()
+            self.staging.close()
+            self.pool.trim()
+            while self._idle_events:
+                self.driver.destroy_event(self._idle_events.pop())
+        finally:
+            self.closed = True
+            self._at_exit.detach()
+
+    def same_as(self, other: "Device") -> bool:
+        """Whether ``other`` is the same hardware."""
+        return self is other or (self.kind == other.kind and self.device_id == other.device_id)
+
+    def hold(self, item: "Stream | Buffer") -> None:
+        """Closes ``item`` with this device, unless it is closed or dropped before."""
+        self._held.add(item)
+
+    def take_event(self) -> int:
+        """Returns the handle of an event that nobody uses."""
+        try:
+            return self._idle_events.pop()
+        except IndexError:
+            return self.driver.create_event(self.device_id)
+
+    def give_back_event(self, handle: int) -> None:
+        """Takes back an event; what waits for it already goes on waiting for what it stood for."""
+        if self.closed:
+            self.driver.destroy_event(handle)
+        else:
+            self._idle_events.append(handle)
+
+
+class Stream(Closing):
+    """A queue of work on a device, done in order.
+
+    Attributes:
+        device: the device.
+        handle: the runtime's own handle as a number; 0 on the host.
+    """
+
+    def __init__(self, device: Device, handle: int, *, owned: bool) -> None:
+        self.device, self.handle, self._owned = device, handle, owned
+        self.closed = False
+        device.hold(self)
+
+    def __repr__(self) -> str:
+        return f"stream {self.handle:#x} on {self.device}"
+
+    def synchronize(self) -> None:
+        """Waits until all that was queued is done.
+
+        Raises:
+            DeviceError: something that was queued failed, or the stream is closed.
+        """
+        self._check_open()
+        self.device.driver.synchronize_stream(self.handle)
+
+    def record(self) -> "Event":
+        """Returns an event that stands for all that was queued so far."""
+        self._check_open()
+        device = self.device
+        with device.driver.lock:
+            handle = device.take_event()
+            try:
+                device.driver.record_event(handle, self.handle)
+            except BaseException:
+                device.give_back_event(handle)
+                raise
+        return Event(device, handle, owned=True)
+
+    def wait(self, other: "Event | Stream") -> None:
+        """Lets what is queued here from now on wait, on the device, for an event, or for what a stream has queued.
+
+        A stream that is closed has nothing left to wait for.
+
+        Raises:
+            DeviceError: this stream or the event is closed, or ``other`` is on a device of another kind.
+        """
+        self._check_open()
+        if other is self or (isinstance(other, Stream) and other.closed):
+            return
+        if other.device.kind != self.device.kind:
+            raise DeviceError(f"{self}: cannot wait for {other}, which is on a device of another kind")
+        if isinstance(other, Event):
+            other.check_open()
+            with self.device.driver.lock:
+                self.device.driver.wait_event(self.handle, other.handle)
+            return
+        with self.device.driver.lock, other.record() as event:
+            self.device.driver.wait_event(self.handle, event.handle)
+
+    def close(self) -> None:
+        """Waits until all that was queued is done, and destroys the stream; a second call does nothing.
+
+        A stream of another library is waited for, not destroyed.
+        """
+        if self.closed:
+            return
+        try:
+            self.device.driver.synchronize_stream(self.handle)
+        finally:
+            self.closed = True
+            if self._owned:
+                self.device.driver.destroy_stream(self.handle)
+
+
+class Event(Closing):
+    """A point in a stream's work.
+
+    Attributes:
+        device: the device.
+        handle: the runtime's own handle as a number; 0 on the host.
+    """
+
+    def __init__(self, device: Device, handle: int, *, owned: bool) -> None:
+        self.device, self.handle, self._owned = device, handle, owned
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"event {self.handle:#x} on {self.device}"
+
+    @property
+    def done(self) -> bool:
+        """Whether all that it stands for is done; never waits."""
+        self._check_open()
+        return self.device.driver.event_done(self.handle)
+
+    def synchronize(self) -> None:
+        """Waits until all that it stands for is done.
+
+        Raises:
+            DeviceError: something that it stands for failed, or the event is closed.
+        """
+        self._check_open()
+        self.device.driver.synchronize_event(self.handle)
+
+    def check_open(self) -> None:
+        """Raises DeviceError if this is closed."""
+        self._check_open()
+
+    def close(self) -> None:
+        """Gives the event back; streams that wait for it already go on waiting. A second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._owned:
+            self.device.give_back_event(self.handle)
+
+
+def _close_at_exit(reference: "weakref.ref[Device]") -> None:
+    device = reference()
+    if device is not None:
+        with contextlib.suppress(DeviceError):
+            device.close()

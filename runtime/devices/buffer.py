@@ -1,0 +1,401 @@
+"""Buffer: a tensor in a device's memory that knows which streams it was used on, so that no use of it can be a race."""
+
+import ctypes
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from rocline.errors import DeviceError
+from rocline.runtime.devices.base import Closing, Device, Event, Stream
+from rocline.runtime.devices.driver import Direction
+from rocline.runtime.devices.staging import CHUNK
+
+Array = np.ndarray[Any, Any]
+DType = np.dtype[Any]
+
+_BFLOAT16: DType = np.dtype(ml_dtypes.bfloat16)
+# Reentrant: the collector may drop a buffer, which counts too, in the midst of a count.
+_COUNTING = threading.RLock()
+# NumPy's and ctypes' own ways to an array at an address keep a type for each length, for ever.
+_VIEW = ctypes.pythonapi.PyMemoryView_FromMemory
+_VIEW.restype, _VIEW.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_PYBUF_WRITE = 0x200
+
+
+class Storage:
+    """Memory that buffers which are views of each other, and DLPack consumers, share.
+
+    Attributes:
+        device: where it is.
+        pointer: its address.
+        nbytes: its size.
+        read_only: whether it may not be written.
+        writer: the stream that wrote it last, or that it was allocated for.
+        readers: the streams that have read it since.
+        strangers: whether a DLPack consumer may have used it on a stream of which nothing is known.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        pointer: int,
+        nbytes: int,
+        stream: Stream | None,
+        release: "Callable[[Storage], None]",
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self.device, self.pointer, self.nbytes, self.read_only = device, pointer, nbytes, read_only
+        self.writer = stream
+        self.readers: set[Stream] = set()
+        self.strangers = False
+        self._release, self._holders = release, 0
+
+    @property
+    def streams(self) -> set[Stream]:
+        """Every stream whose work may still use the memory."""
+        return self.readers | ({self.writer} if self.writer is not None else set())
+
+    def hold(self) -> None:
+        """Counts one more holder."""
+        with _COUNTING:
+            self._holders += 1
+
+    def let_go(self) -> None:
+        """Counts one holder less; the memory goes back with the last one."""
+        with _COUNTING:
+            self._holders -= 1
+            last = not self._holders
+        if last:
+            self._release(self)
+
+    def use(self, stream: Stream, write: bool) -> None:
+        """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it."""
+        if self.writer is stream and (not write or not self.readers):
+            return
+        with self.device.driver.lock:
+            if self.writer is not None and self.writer is not stream and stream not in self.readers:
+                stream.wait(self.writer)
+            if write:
+                for reader in self.readers - {stream}:
+                    stream.wait(reader)
+                self.writer = stream
+                self.readers.clear()
+            elif stream is not self.writer:
+                self.readers.add(stream)
+
+
+class Buffer(Closing):
+    """A contiguous tensor in a device's memory.
+
+    Every use names its stream. Uses on one stream are in that stream's order; where the stream changes, the buffer lets
+    the new one wait, on the device, for what it must not overtake: a read for the last write, a write for all reads.
+    Work that something else queues, as ONNX Runtime or a DLPack consumer does, is announced by `use` or ordered by
+    `Stream.wait`.
+
+    Attributes:
+        device: where it is.
+        stream: the stream it was allocated for.
+        shape: sizes of the axes.
+        dtype: NumPy's dtype; that of ml_dtypes for bfloat16.
+        nbytes: its size in bytes.
+    """
+
+    def __init__(self, storage: Storage, shape: Sequence[int], dtype: DType, stream: Stream) -> None:
+        self.device, self.stream, self.shape, self.dtype = storage.device, stream, tuple(shape), dtype
+        self.nbytes = math.prod(self.shape) * dtype.itemsize
+        self.storage = storage
+        storage.hold()
+        self.closed = False
+        self.device.hold(self)
+
+    def __repr__(self) -> str:
+        return f"buffer {self.dtype.name} {self.shape} on {self.device}"
+
+    @property
+    def pointer(self) -> int:
+        """The address, on the device."""
+        self._check_open()
+        return self.storage.pointer
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it may not be written: its producer said so through DLPack."""
+        return self.storage.read_only
+
+    @property
+    def array(self) -> Array:
+        """The memory itself as a NumPy array, without a copy; the buffer must outlive it.
+
+        Raises:
+            DeviceError: the host cannot see the device's memory (see `numpy`), or the buffer is closed.
+        """
+        self._check_open()
+        if not self.device.driver.host_memory:
+            raise DeviceError(f"{self}: the host cannot see this memory; numpy() copies it")
+        array = _host_bytes(self.storage.pointer, self.nbytes).view(self.dtype).reshape(self.shape)
+        if self.read_only:
+            array.flags.writeable = False
+        return array
+
+    def use(self, stream: Stream, *, write: bool = False) -> None:
+        """Announces work on this buffer that something else queues on ``stream`` next.
+
+        Lets ``stream`` wait for what that work must not overtake; costs no call of the runtime where the stream stays
+        the same.
+
+        Args:
+            stream: where the work is queued.
+            write: whether it may write.
+
+        Raises:
+            DeviceError: the buffer or ``stream`` is closed, on another device, or ``write`` to a read-only buffer.
+        """
+        self._check_open()
+        if stream.closed or not self.device.same_as(stream.device):
+            raise DeviceError(f"{self}: used on {stream}, which is {'closed' if stream.closed else 'another device'}")
+        if write and self.storage.read_only:
+            raise DeviceError(f"{self}: read-only, its producer does not let it be written")
+        self.storage.use(stream, write)
+
+    def copy_from(self, source: "Buffer | Array", *, stream: Stream) -> None:
+        """Queues a copy of ``source``'s contents into this buffer on ``stream``.
+
+        ``source`` is a buffer of this device or of the host, or a NumPy array; host memory is read before this
+        returns, so it may be changed at once. Shapes may differ, dtype and size must not.
+
+        Raises:
+            DeviceError: dtype, size or device do not fit, or something is closed.
+        """
+        if isinstance(source, Buffer):
+            self._check_fit("copy_from", source.dtype, source.shape, source.nbytes)
+            if self.device.same_as(source.device):
+                source.use(stream)
+                self.use(stream, write=True)
+                self._copy(self.storage.pointer, source.storage.pointer, Direction.ON_DEVICE, stream)
+                return
+            if self.device.driver.host_memory:
+                source.copy_to(self.array, stream=stream)
+                return
+            if not source.device.driver.host_memory:
+                raise DeviceError(f"copy_from: {source}, expected a buffer on {self.device} or on the host")
+            source = source.array
+        self._check_fit("copy_from", source.dtype, source.shape, source.nbytes)
+        self.use(stream, write=True)
+        if self.device.driver.host_memory:
+            np.copyto(self.array, source.reshape(self.shape))
+        else:
+            self._upload(np.ascontiguousarray(source).reshape(-1).view(np.uint8), stream)
+
+    def copy_to(self, target: "Buffer | Array", *, stream: Stream) -> None:
+        """Copies the contents to ``target``: queued on ``stream`` for a buffer of this device, else waiting for it.
+
+        Raises:
+            DeviceError: dtype, size or device do not fit, ``target`` cannot be written, or something is closed.
+        """
+        if isinstance(target, Buffer):
+            target.copy_from(self, stream=stream)
+            return
+        self._check_fit("copy_to", target.dtype, target.shape, target.nbytes)
+        if not target.flags.writeable:
+            raise DeviceError(f"copy_to: the array {target.dtype.name} {target.shape} is read-only")
+        with self.fetch(stream=stream) as copy:
+            np.copyto(target, copy.view().reshape(target.shape))
+
+    def fill(self, byte: int, *, stream: Stream) -> None:
+        """Queues setting every byte to ``byte``, 0 to 255, on ``stream``."""
+        if not 0 <= byte <= 255:
+            raise DeviceError(f"fill: {byte}, expected a byte from 0 to 255")
+        self.use(stream, write=True)
+        with self.device.driver.lock:
+            self.device.driver.fill(self.storage.pointer, byte, self.nbytes, stream.handle)
+
+    def fetch(self, *, stream: Stream | None = None) -> "HostCopy":
+        """Queues a copy to the host and returns at once; `HostCopy.numpy` waits for it.
+
+        Args:
+            stream: where to queue it; the stream of the last write if left out.
+        """
+        self._check_open()
+        return HostCopy(self, stream or self.storage.writer or self.stream)
+
+    def numpy(self, *, stream: Stream | None = None) -> Array:
+        """Returns a copy of the contents as they are after all that ``stream`` has queued; waits for that.
+
+        Args:
+            stream: where to queue the copy; the stream of the last write if left out.
+        """
+        with self.fetch(stream=stream) as copy:
+            return copy.view().copy()
+
+    def view(self, shape: int | Sequence[int], dtype: Any = None) -> "Buffer":
+        """Returns a buffer on the first bytes of the same memory, which lives until both are closed.
+
+        Raises:
+            DeviceError: that would be longer than this buffer.
+        """
+        self._check_open()
+        made_dtype = self.dtype if dtype is None else checked_dtype(dtype)
+        made_shape = checked_shape(shape)
+        wanted = math.prod(made_shape) * made_dtype.itemsize
+        if wanted > self.nbytes:
+            raise DeviceError(f"view {made_dtype.name} {made_shape}: {wanted:,} bytes, {self} has {self.nbytes:,}")
+        return Buffer(self.storage, made_shape, made_dtype, self.stream)
+
+    def close(self) -> None:
+        """Lets go of the memory, which goes back to the pool, ordered after all that was queued with it.
+
+        Memory that a view or a DLPack consumer holds stays until they let go too. A second call does nothing.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        self.storage.let_go()
+
+    def _copy(self, target: int, source: int, direction: Direction, stream: Stream) -> None:
+        self.device.driver.copy(target, source, self.nbytes, direction, stream.handle)
+
+    def _upload(self, source: Array, stream: Stream) -> None:
+        staging, driver = self.device.staging, self.device.driver
+        for start in range(0, self.nbytes, CHUNK):
+            piece = source[start : start + CHUNK]
+            block = staging.take(piece.nbytes)
+            event = None
+            try:
+                _host_bytes(block[0], piece.nbytes)[:] = piece
+                driver.copy(self.storage.pointer + start, block[0], piece.nbytes, Direction.TO_DEVICE, stream.handle)
+                event = stream.record()
+            finally:
+                staging.give_back(block, event)
+
+    def _check_fit(self, call: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> None:
+        if dtype != self.dtype or nbytes != self.nbytes:
+            raise DeviceError(
+                f"{call}: {dtype.name} {shape} has {nbytes:,} bytes, {self} has {self.nbytes:,}: "
+                "dtype and size have to be equal"
+            )
+
+
+class HostCopy(Closing):
+    """A copy of a buffer on its way to the host; `Buffer.fetch` makes them.
+
+    Attributes:
+        shape: sizes of the axes.
+        dtype: NumPy's dtype.
+    """
+
+    def __init__(self, buffer: Buffer, stream: Stream) -> None:
+        self.shape, self.dtype, self._nbytes = buffer.shape, buffer.dtype, buffer.nbytes
+        buffer.use(stream)
+        self._staging = buffer.device.staging
+        self._block = self._staging.take(self._nbytes)
+        try:
+            buffer._copy(self._block[0], buffer.storage.pointer, Direction.TO_HOST, stream)
+            self._event: Event = stream.record()
+        except BaseException:
+            self._staging.give_back(self._block)
+            raise
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"copy of {self.dtype.name} {self.shape}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the copy has arrived; never waits."""
+        self._check_open()
+        return self._event.done
+
+    def view(self) -> Array:
+        """Waits for the copy and returns it in place: an array that is valid until this is closed."""
+        self._check_open()
+        self._event.synchronize()
+        return _host_bytes(self._block[0], self._nbytes).view(self.dtype).reshape(self.shape)
+
+    def numpy(self) -> Array:
+        """Waits for the copy, closes this, and returns an array of the caller's own."""
+        with self:
+            return self.view().copy()
+
+    def close(self) -> None:
+        """Gives the memory back, for use when the copy is done; a second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        self._staging.give_back(self._block, self._event)
+
+
+def allocate(device: Device, shape: int | Sequence[int], dtype: Any, stream: Stream) -> Buffer:
+    """Returns a buffer from the device's pool; see `Device.allocate`."""
+    made_shape, made_dtype = checked_shape(shape), checked_dtype(dtype)
+    if stream.closed or not device.same_as(stream.device):
+        raise DeviceError(f"allocate on {device}: {stream} is {'closed' if stream.closed else 'another device'}")
+    nbytes = math.prod(made_shape) * made_dtype.itemsize
+    block = device.pool.take(nbytes, stream)
+
+    def release(storage: Storage) -> None:
+        block.streams = block.streams | storage.streams
+        block.strangers = storage.strangers
+        device.pool.give_back(block)
+        if device.closed:
+            device.pool.trim()
+
+    return Buffer(Storage(device, block.pointer, nbytes, stream, release), made_shape, made_dtype, stream)
+
+
+def wrap(device: Device, array: Array) -> Buffer:
+    """Returns a buffer on an array's memory; see `Device.wrap`."""
+    if not device.driver.host_memory:
+        raise DeviceError(f"wrap: {device} cannot use the host's memory; upload() copies an array")
+    if not array.flags.c_contiguous:
+        raise DeviceError(f"wrap: the array {array.dtype.name} {array.shape} is not contiguous")
+    dtype = checked_dtype(array.dtype)
+    stream = device.foreign_stream(0)
+    keep = [array]
+    storage = Storage(
+        device, array.ctypes.data, array.nbytes, stream, lambda _: keep.clear(), read_only=not array.flags.writeable
+    )
+    return Buffer(storage, array.shape, dtype, stream)
+
+
+def checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns a shape as a tuple.
+
+    Raises:
+        DeviceError: a size is negative or no whole number.
+    """
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    try:
+        made = tuple(size.__index__() for size in sizes)
+    except AttributeError:
+        made = (-1,)
+    if any(size < 0 for size in made):
+        raise DeviceError(f"shape {sizes}: expected whole numbers from 0")
+    return made
+
+
+def checked_dtype(dtype: Any) -> DType:
+    """Returns NumPy's dtype for ``dtype``.
+
+    Raises:
+        DeviceError: there is none, or its elements are no plain numbers.
+    """
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return _BFLOAT16
+    try:
+        made: DType = np.dtype(dtype)
+    except TypeError:
+        raise DeviceError(f"dtype {dtype!r}: unknown") from None
+    if made != _BFLOAT16 and made.kind not in "biufc":
+        raise DeviceError(f"dtype {made}: a buffer holds numbers only")
+    return made
+
+
+def _host_bytes(pointer: int, nbytes: int) -> Array:
+    """Returns host memory as bytes, without a copy."""
+    array: Array = np.asarray(_VIEW(pointer, nbytes, _PYBUF_WRITE))
+    return array

@@ -1,0 +1,119 @@
+"""What a backend gives: raw calls on handles and addresses; order, caching and checks are written once, elsewhere."""
+
+import threading
+from abc import ABC, abstractmethod
+from enum import Enum
+
+
+class Direction(Enum):
+    """Between which memories a copy goes; the values are those of hipMemcpyKind and cudaMemcpyKind."""
+
+    TO_DEVICE = 1
+    TO_HOST = 2
+    ON_DEVICE = 3
+
+
+class Driver(ABC):
+    """One runtime (HIP, CUDA, or the host's memory) in this process.
+
+    Handles of streams and events, and addresses, are whole numbers. Every method raises DeviceError where the runtime
+    reports a failure.
+
+    Attributes:
+        kind: short name: ``hip``, ``cuda`` or ``cpu``.
+        dlpack_type: the number of its memory in DLPack (DLDeviceType).
+        host_memory: whether the host may read and write its memory.
+        lock: held while memory is allocated or freed and while one stream is made to wait for another. A graph capture,
+            which such calls of another thread would break, holds it from start to end.
+    """
+
+    kind: str
+    dlpack_type: int
+    host_memory: bool
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    @abstractmethod
+    def count(self) -> int:
+        """Returns how many devices there are."""
+
+    @abstractmethod
+    def name(self, device_id: int) -> str:
+        """Returns the device's name as its maker gives it."""
+
+    @abstractmethod
+    def memory_info(self, device_id: int) -> tuple[int, int]:
+        """Returns free and total memory in bytes."""
+
+    @abstractmethod
+    def allocate(self, device_id: int, nbytes: int) -> int:
+        """Returns the address of new device memory.
+
+        Raises:
+            DeviceMemoryError: there is not enough.
+        """
+
+    @abstractmethod
+    def free(self, device_id: int, pointer: int) -> None:
+        """Frees device memory that no queued work uses any more."""
+
+    @abstractmethod
+    def allocate_pinned(self, device_id: int, nbytes: int) -> int:
+        """Returns the address of new host memory that the device copies from and to without blocking the host.
+
+        Raises:
+            DeviceMemoryError: there is not enough.
+        """
+
+    @abstractmethod
+    def free_pinned(self, device_id: int, pointer: int) -> None:
+        """Frees such host memory."""
+
+    @abstractmethod
+    def create_stream(self, device_id: int) -> int:
+        """Returns a new stream that does not synchronise with the null stream."""
+
+    @abstractmethod
+    def destroy_stream(self, stream: int) -> None:
+        """Destroys a stream that has nothing left to do."""
+
+    @abstractmethod
+    def synchronize_stream(self, stream: int) -> None:
+        """Waits until all that was queued on the stream is done."""
+
+    @abstractmethod
+    def synchronize_device(self, device_id: int) -> None:
+        """Waits until all that was queued on the device, by anyone, is done."""
+
+    @abstractmethod
+    def create_event(self, device_id: int) -> int:
+        """Returns a new event without a time stamp."""
+
+    @abstractmethod
+    def destroy_event(self, event: int) -> None:
+        """Destroys an event."""
+
+    @abstractmethod
+    def record_event(self, event: int, stream: int) -> None:
+        """Lets ``event`` stand for all that was queued on ``stream`` so far."""
+
+    @abstractmethod
+    def wait_event(self, stream: int, event: int) -> None:
+        """Lets what is queued on ``stream`` from now on wait for what ``event`` stands for."""
+
+    @abstractmethod
+    def event_done(self, event: int) -> bool:
+        """Returns whether what ``event`` stands for is done."""
+
+    @abstractmethod
+    def synchronize_event(self, event: int) -> None:
+        """Waits until what ``event`` stands for is done."""
+
+    @abstractmethod
+    def copy(self, target: int, source: int, nbytes: int, direction: Direction, stream: int) -> None:
+        """Queues a copy; host memory must be pinned and stay until the copy is done."""
+
+    @abstractmethod
+    def fill(self, target: int, byte: int, nbytes: int, stream: int) -> None:
+        """Queues setting each of ``nbytes`` bytes to ``byte``."""
