@@ -78,6 +78,7 @@ class Storage:
         if self.writer is stream and (not write or not self.readers):
             return
         with self.device.driver.lock:
+            self.device.driver.handovers += 1
             if self.writer is not None and self.writer is not stream and stream not in self.readers:
                 stream.wait(self.writer)
             if write:

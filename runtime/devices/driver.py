@@ -25,6 +25,8 @@ class Driver(ABC):
         host_memory: whether the host may read and write its memory.
         lock: held while memory is allocated or freed and while one stream is made to wait for another. A graph capture,
             which such calls of another thread would break, holds it from start to end.
+        handovers: how often a buffer went from one stream to another. As long as it stays the same, a set of buffers
+            that was announced to a stream (`Buffer.use`) needs no new announcement.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Driver(ABC):
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.handovers = 0
 
     @abstractmethod
     def count(self) -> int:
