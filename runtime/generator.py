@@ -7,11 +7,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rocline.errors import InputError
-from rocline.runtime.decoder import Decoder
+from rocline.runtime.decoder import Decoder, Interface
+from rocline.runtime.growing_cache import GrowingDecoder
 from rocline.runtime.hf_config import GenerationConfig
+from rocline.runtime.prefix_cache import PrefixCache
 from rocline.runtime.report import Report
 from rocline.runtime.sampling import Sampling
 from rocline.runtime.session import Session
+from rocline.runtime.static_cache import StaticDecoder
 from rocline.runtime.stop_strings import StopStrings
 from rocline.runtime.text_stream import Generation, Plan, TextStream
 from rocline.runtime.tokenizer import TextTokenizer
@@ -22,13 +25,6 @@ if TYPE_CHECKING:
     from rocline.runtime.chat import ChatTemplate, Message
 
 DEFAULT_MAX_NEW_TOKENS = 256
-
-PREFILL_CHUNK = 128
-"""Tokens of the prompt that go through the model in one run.
-
-A run cannot be interrupted, and Optimum's graphs give the logits of every token of it: chunks bound how long Ctrl-C
-waits, and the memory, and are no slower than one long run (``benchmarks/decode.py --prefill``).
-"""
 
 
 class Options(TypedDict, total=False):
@@ -52,7 +48,7 @@ class Options(TypedDict, total=False):
 
 
 class Generator:
-    """Continues text with a decoder-only model whose KV cache grows by one token a step.
+    """Continues text with a decoder-only model, whose KV cache is either static or growing, as it was exported.
 
     Each stream has a cache of its own and several may be open at once, in one thread or several: they share the
     session and nothing else.
@@ -60,7 +56,11 @@ class Generator:
     Args:
         model: a model folder, or an .onnx file with the tokenizer and configuration beside it.
         providers, strict, device_id, options: as for `rocline.Session`.
-        prefill_chunk: tokens of the prompt that go through the model in one run, see `PREFILL_CHUNK`.
+        capacity: most tokens that prompt and answer may have together. A static cache takes its memory at once: for
+            so many tokens a stream, or where no capacity is given for the prompt and ``max_new_tokens``, rounded up to
+            256. None: the model's context, and no limit where it names none.
+        prefill_chunk: tokens of the prompt that go through the model in one run, which Ctrl-C cannot interrupt; None:
+            256 with a static cache and 128 with a growing one (``benchmarks/decode.py --prefill``).
 
     Attributes:
         tokenizer: the model's tokenizer.
@@ -68,7 +68,8 @@ class Generator:
 
     Raises:
         ModelError: the model is no decoder-only model with a cache, or a file is missing or damaged.
-        ProviderError, InputError: as for `rocline.Session`.
+        InputError: the capacity is above the model's context; or as for `rocline.Session`.
+        ProviderError: as for `rocline.Session`.
     """
 
     def __init__(
@@ -79,37 +80,53 @@ class Generator:
         strict: bool = False,
         device_id: int = 0,
         options: Mapping[str, Any] | None = None,
-        prefill_chunk: int = PREFILL_CHUNK,
+        capacity: int | None = None,
+        prefill_chunk: int | None = None,
     ) -> None:
-        if prefill_chunk < 1:
-            raise InputError(f"prefill_chunk is {prefill_chunk}, expected a whole number from 1 up")
-        self._prefill_chunk = prefill_chunk
+        for name, value in (("capacity", capacity), ("prefill_chunk", prefill_chunk)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}, expected a whole number from 1 up")
         self._session = Session(model, providers, strict=strict, device_id=device_id, options=options)
-        self._decoder = Decoder(self._session, device_id)
         folder = self._session.folder
-        self.tokenizer = TextTokenizer(folder)
         self.config = GenerationConfig.read(folder)
+        context = self.config.context_length
+        if capacity is not None and context is not None and capacity > context:
+            raise InputError(f"capacity is {capacity}, expected at most the model's context of {context} tokens")
+        self._capacity = capacity
+        interface = Interface.read(self._session)
+        self._decoder: Decoder = (
+            StaticDecoder(self._session, interface, capacity, context)
+            if interface.static
+            else GrowingDecoder(self._session, interface, device_id)
+        )
+        self._prefill_chunk = prefill_chunk or self._decoder.prefill_chunk
+        self.tokenizer = TextTokenizer(folder)
 
     @property
     def report(self) -> Report:
         """Where the model runs, and why."""
         return self._session.report
 
-    def generate(self, prompt: str, **options: "Unpack[Options]") -> Generation:
+    def prefix_cache(self) -> PrefixCache:
+        """Returns a KV cache for one stream after the other, which compute only what is new in their prompts."""
+        return PrefixCache(self._decoder)
+
+    def generate(self, prompt: str, *, cache: PrefixCache | None = None, **options: "Unpack[Options]") -> Generation:
         """Returns the continuation of ``prompt``; arguments and errors as for `stream`."""
-        with self.stream(prompt, **options) as stream:
+        with self.stream(prompt, cache=cache, **options) as stream:
             return stream.result()
 
-    def stream(self, prompt: str, **options: "Unpack[Options]") -> TextStream:
+    def stream(self, prompt: str, *, cache: PrefixCache | None = None, **options: "Unpack[Options]") -> TextStream:
         """Continues ``prompt`` piece by piece.
 
         Args:
             prompt: text, taken as it is: no chat template. The empty one starts from the model's bos token.
+            cache: this generator's `prefix_cache`, which no other stream may use before this one is closed.
             options: see `Options`.
 
         Raises:
-            InputError: an option does not fit, the prompt leaves no room in the model's context, or it is empty and
-                the model names no bos token. Raised here, not at the first piece.
+            InputError: an option does not fit, the prompt leaves no room in the context or capacity, or it is empty
+                and the model names no bos token: raised here. The cache is in use: raised at the first piece.
             ModelError: the logits are NaN or infinite.
             RoclineError: a run failed, or the generator is closed.
         """
@@ -120,26 +137,30 @@ class Generator:
             if self.config.bos_id is None:
                 raise InputError("prompt is empty, and the model names no bos token to start from: give some text")
             ids = [self.config.bos_id]
-        return self._start(ids, options)
+        return self._start(ids, cache, options)
 
-    def chat(self, messages: "Sequence[Message]", **options: "Unpack[Options]") -> Generation:
+    def chat(
+        self, messages: "Sequence[Message]", *, cache: PrefixCache | None = None, **options: "Unpack[Options]"
+    ) -> Generation:
         """Returns the answer to a conversation; arguments and errors as for `stream_chat`."""
-        with self.stream_chat(messages, **options) as stream:
+        with self.stream_chat(messages, cache=cache, **options) as stream:
             return stream.result()
 
-    def stream_chat(self, messages: "Sequence[Message]", **options: "Unpack[Options]") -> TextStream:
+    def stream_chat(
+        self, messages: "Sequence[Message]", *, cache: PrefixCache | None = None, **options: "Unpack[Options]"
+    ) -> TextStream:
         """Answers a conversation piece by piece.
 
         Args:
             messages: ``{"role": "user", "content": "..."}`` and so on, oldest first.
-            options: see `Options`.
+            cache, options: as for `stream`.
 
         Raises:
             ModelError: the model has no chat template, or the template is broken or does what it must not.
             InputError: the template refuses these messages; or as for `stream`.
         """
         prompt = self.chat_template.render(messages)
-        return self._start(self.tokenizer.encode(prompt, add_special_tokens=False), options)
+        return self._start(self.tokenizer.encode(prompt, add_special_tokens=False), cache, options)
 
     @cached_property
     def chat_template(self) -> "ChatTemplate":
@@ -152,23 +173,24 @@ class Generator:
 
         return ChatTemplate.load(self._session.folder, self.tokenizer.special_tokens)
 
-    def _start(self, ids: list[int], options: Options) -> TextStream:
+    def _start(self, ids: list[int], cache: PrefixCache | None, options: Options) -> TextStream:
         sampling: dict[str, Any] = dict(options)
         wanted = sampling.pop("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         stop = StopStrings(sampling.pop("stop", ()))
         if not isinstance(wanted, int) or wanted < 1:
             raise InputError(f"max_new_tokens is {wanted}, expected a whole number from 1 up")
-        context = self.config.context_length
-        if context is not None and len(ids) >= context:
-            raise InputError(f"the prompt is {len(ids)} tokens, expected fewer than the model's context of {context}")
+        limit = self._capacity or self.config.context_length
+        if limit is not None and len(ids) >= limit:
+            what = "model's context" if self._capacity is None else "capacity"
+            raise InputError(f"the prompt is {len(ids)} tokens, expected fewer than the {what} of {limit}")
         plan = Plan(
             sampling=Sampling(**sampling),
             stop=stop,
             eos_ids=self.config.eos_ids,
-            max_new_tokens=wanted if context is None else min(wanted, context - len(ids)),
+            max_new_tokens=wanted if limit is None else min(wanted, limit - len(ids)),
             prefill_chunk=self._prefill_chunk,
         )
-        return TextStream(self._decoder, self.tokenizer, ids, plan)
+        return TextStream(self._decoder, self.tokenizer, ids, plan, cache)
 
     def close(self) -> None:
         """Frees the model; open streams raise at their next piece. A second call does nothing."""

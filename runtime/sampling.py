@@ -1,5 +1,6 @@
 """From logits to the next token: greedy, or sampled with the usual knobs, in NumPy."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,16 +45,21 @@ class Sampler:
 
     Greedy: the first of the highest logits. Sampled: one uniform number from NumPy's Philox generator a token, so
     that the same seed and logits give the same tokens on every machine.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        seed: sampling's, or the fresh one that was drawn in its place.
     """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
-        self._sampling = sampling
+        self.sampling = sampling
+        self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._seen = set(prompt)
-        self._random = np.random.Generator(np.random.Philox(sampling.seed))
+        self._random = np.random.Generator(np.random.Philox(self.seed))
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Returns the next token's id for ``logits`` [vocabulary] and remembers it for the repetition penalty."""
-        options = self._sampling
+        options = self.sampling
         if options.repetition_penalty != 1:
             logits = penalize(logits, self._seen, options.repetition_penalty)
         token = int(np.argmax(logits)) if options.temperature == 0 else self._draw(logits)
@@ -61,7 +67,7 @@ class Sampler:
         return token
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
-        tokens, probabilities = candidates(logits, self._sampling)
+        tokens, probabilities = candidates(logits, self.sampling)
         bounds = np.cumsum(probabilities)
         place = np.searchsorted(bounds, self._random.random() * bounds[-1], side="right")
         return int(tokens[min(int(place), len(tokens) - 1)])

@@ -42,15 +42,21 @@ _GENERATION_OPTIONS = (
     click.option("--seed", type=int, help="Makes a sampled answer reproducible."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
 )
+_CAPACITY = click.option(
+    "--capacity", type=int, help="Most tokens of prompt and answer together.  [default: the model's context]"
+)
 
 
 @click.command()
 @_MODEL
 @click.option("--prompt", required=True, metavar="TEXT", help="The text to continue, taken as it is; -: from stdin.")
 @_generation_options
+@_CAPACITY
 @_JSON
 @session_options
-def generate(model: Path, prompt: str, as_json: bool, session_arguments: dict[str, Any], **options: Any) -> None:
+def generate(
+    model: Path, prompt: str, capacity: int | None, as_json: bool, session_arguments: dict[str, Any], **options: Any
+) -> None:
     """Continue a text with MODEL, a model folder.
 
     The answer streams to stdout; a line with its length, speed and providers goes to stderr.
@@ -60,7 +66,7 @@ def generate(model: Path, prompt: str, as_json: bool, session_arguments: dict[st
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")
     with _interrupted_at_once():
-        generator = Generator(model, **session_arguments)
+        generator = Generator(model, capacity=capacity, **session_arguments)
     with generator, generator.stream(prompt, **options) as stream:
         if not as_json:
             for piece in stream:
@@ -80,8 +86,11 @@ def generate(model: Path, prompt: str, as_json: bool, session_arguments: dict[st
 @_MODEL
 @click.option("--system", metavar="TEXT", help="The system message, which sets the tone.")
 @_generation_options
+@_CAPACITY
 @session_options
-def chat(model: Path, system: str | None, session_arguments: dict[str, Any], **options: Any) -> None:
+def chat(
+    model: Path, system: str | None, capacity: int | None, session_arguments: dict[str, Any], **options: Any
+) -> None:
     """Talk with MODEL, the folder of a model that has a chat template.
 
     Each line is a message. /reset forgets the conversation; /exit or Ctrl-D ends. In a terminal Ctrl-C stops an
@@ -95,8 +104,9 @@ def chat(model: Path, system: str | None, session_arguments: dict[str, Any], **o
     start = [{"role": "system", "content": system}] if system is not None else []
     messages = list(start)
     with _interrupted_at_once():
-        generator = Generator(model, **session_arguments)
-    with generator:
+        generator = Generator(model, capacity=capacity, **session_arguments)
+    with generator, generator.prefix_cache() as cache:
+        options["cache"] = cache
         while (line := _read_line(interactive)) not in (None, "/exit"):
             if line == "/reset":
                 messages = list(start)

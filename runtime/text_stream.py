@@ -3,14 +3,13 @@
 import time
 from collections.abc import Generator as PythonGenerator
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rocline.errors import InputError
 from rocline.runtime.decoder import Decoder, Decoding
+from rocline.runtime.prefix_cache import PrefixCache
 from rocline.runtime.sampling import Sampler, Sampling
 from rocline.runtime.stop_strings import StopStrings
 from rocline.runtime.tokenizer import Detokenizer, TextTokenizer
@@ -23,8 +22,9 @@ class Generation:
     Attributes:
         text: the new text; it continues the prompt and ends before the stop string, if there was one.
         tokens: the new ids, the eos token or those of the stop string included.
-        finish_reason: ``eos``, ``stop`` (a stop string) or ``length`` (max_new_tokens, or the model's context is full).
+        finish_reason: ``eos``, ``stop`` (a stop string) or ``length`` (max_new_tokens, or a full context or capacity).
         prompt_tokens: how many ids the prompt was.
+        reused_tokens: how many of them a `PrefixCache` held already.
         prefill_s: seconds from the start to the first new token.
         decode_s: seconds for the tokens after the first.
     """
@@ -33,6 +33,7 @@ class Generation:
     tokens: tuple[int, ...]
     finish_reason: str
     prompt_tokens: int
+    reused_tokens: int
     prefill_s: float
     decode_s: float
 
@@ -65,6 +66,7 @@ class Plan:
 class _Progress:
     tokens: list[int]
     finish_reason: str | None = None
+    reused_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -78,12 +80,21 @@ class TextStream(Iterator[str]):
         prompt_tokens: how many ids the prompt is.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: TextTokenizer, prompt: Sequence[int], plan: Plan) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: TextTokenizer,
+        prompt: Sequence[int],
+        plan: Plan,
+        cache: PrefixCache | None = None,
+    ) -> None:
         self.prompt_tokens = len(prompt)
         self._text: list[str] = []
         # The decode loop knows its progress, not this object: without a cycle the last reference frees the cache.
         self._progress = _Progress([])
-        self._pieces = _decode(decoder, Detokenizer(tokenizer, prompt), prompt, plan, self._progress)
+        room = len(prompt) + plan.max_new_tokens
+        text = _new_text(decoder, room) if cache is None else cache.lend(prompt, room)
+        self._pieces = _decode(text, Detokenizer(tokenizer, prompt), prompt, plan, self._progress)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -116,6 +127,7 @@ class TextStream(Iterator[str]):
             tokens=self.tokens,
             finish_reason=progress.finish_reason,
             prompt_tokens=self.prompt_tokens,
+            reused_tokens=progress.reused_tokens,
             prefill_s=progress.prefill_s,
             decode_s=progress.decode_s,
         )
@@ -133,32 +145,43 @@ class TextStream(Iterator[str]):
         self.close()
 
 
+@contextmanager
+def _new_text(decoder: Decoder, room: int) -> Iterator[Decoding]:
+    with closing(decoder.start(room)) as text:
+        yield text
+
+
 def _decode(
-    decoder: Decoder, detokenizer: Detokenizer, prompt: Sequence[int], plan: Plan, progress: _Progress
+    cache: AbstractContextManager[Decoding],
+    detokenizer: Detokenizer,
+    prompt: Sequence[int],
+    plan: Plan,
+    progress: _Progress,
 ) -> PythonGenerator[str, None, None]:
     begin = time.perf_counter()
-    text = decoder.start()
-    logits = _prefill(text, prompt, plan.prefill_chunk)
-    sampler = Sampler(plan.sampling, prompt)
-    while True:
-        token = sampler.choose(logits)
-        progress.tokens.append(token)
-        elapsed = time.perf_counter() - begin
-        if len(progress.tokens) == 1:
-            progress.prefill_s = elapsed
-        progress.decode_s = elapsed - progress.prefill_s
-        piece = "" if token in plan.eos_ids else plan.stop.push(detokenizer.push(token))
-        if plan.stop.found:
-            progress.finish_reason = "stop"
-        elif token in plan.eos_ids:
-            progress.finish_reason = "eos"
-        elif len(progress.tokens) == plan.max_new_tokens:
-            progress.finish_reason = "length"
-        if progress.finish_reason is not None:
-            break
-        if piece:
-            yield piece
-        logits = text.append(np.array([token], np.int64))
+    with cache as text:
+        progress.reused_tokens = len(text.tokens)
+        rest = _prefill(text, prompt, plan.prefill_chunk)
+        sampler = Sampler(plan.sampling, prompt)
+        while True:
+            token = text.choose(rest, sampler)
+            progress.tokens.append(token)
+            elapsed = time.perf_counter() - begin
+            if len(progress.tokens) == 1:
+                progress.prefill_s = elapsed
+            progress.decode_s = elapsed - progress.prefill_s
+            piece = "" if token in plan.eos_ids else plan.stop.push(detokenizer.push(token))
+            if plan.stop.found:
+                progress.finish_reason = "stop"
+            elif token in plan.eos_ids:
+                progress.finish_reason = "eos"
+            elif len(progress.tokens) == plan.max_new_tokens:
+                progress.finish_reason = "length"
+            if progress.finish_reason is not None:
+                break
+            if piece:
+                yield piece
+            rest = [token]
     if not plan.stop.found:
         piece += plan.stop.push(detokenizer.flush())
         piece += plan.stop.flush()
@@ -166,9 +189,10 @@ def _decode(
         yield piece
 
 
-def _prefill(text: Decoding, prompt: Sequence[int], chunk: int) -> NDArray[np.float32]:
-    ids = np.asarray(prompt, np.int64)
-    last = (len(ids) - 1) // chunk * chunk
-    for start in range(0, last, chunk):
-        text.extend(ids[start : start + chunk])
-    return text.append(ids[last:])
+def _prefill(text: Decoding, prompt: Sequence[int], chunk: int) -> Sequence[int]:
+    """Adds what ``text`` lacks of the prompt but for the last ``chunk`` tokens or fewer, and returns those."""
+    start = len(text.tokens)
+    while len(prompt) - start > chunk:
+        text.extend(prompt[start : start + chunk])
+        start += chunk
+    return prompt[start:]

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, INT64, STRING, BFLOAT16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING, TensorProto.BFLOAT16
+FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+STRING, BFLOAT16 = TensorProto.STRING, TensorProto.BFLOAT16
 
 
 def model(nodes, inputs, outputs, initializers=(), *, opsets=None, ir_version=8, value_infos=()):

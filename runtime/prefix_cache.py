@@ -1,0 +1,68 @@
+"""A KV cache that outlives one stream."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from types import TracebackType
+
+from rocline.errors import InputError
+from rocline.runtime.decoder import Decoder, Decoding
+
+
+class PrefixCache:
+    """Keeps the KV cache of one stream for the next, which computes only what its prompt does not share with that text.
+
+    Made by `rocline.Generator.prefix_cache`, and given to one stream after the other. A static cache goes back to the
+    last token that the two texts share; a growing one is of use where the new prompt continues all of the old text.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._text: Decoding | None = None
+        self._taken = Lock()
+
+    @contextmanager
+    def lend(self, prompt: Sequence[int], room: int) -> Iterator[Decoding]:
+        """Lends the cache, with a proper prefix of ``prompt`` in it and room for ``room`` tokens.
+
+        Where the room is too small, a cache of twice the old one's at least begins empty: a conversation that grows is
+        then prefilled anew a few times, not at each turn.
+
+        Raises:
+            InputError: another stream has it.
+        """
+        if not self._taken.acquire(blocking=False):
+            raise InputError("cache: another stream is using it, expected one stream at a time: finish or close that")
+        try:
+            if self._text is not None and self._text.room is not None and self._text.room < room:
+                room = max(room, 2 * self._text.room)
+                self._forget()
+            if self._text is None:
+                self._text = self._decoder.start(room)
+            self._text.rewind(_shared(self._text.tokens, prompt))
+            yield self._text
+        finally:
+            self._taken.release()
+
+    def close(self) -> None:
+        """Frees the cache; a stream that uses it must be closed before. A second call does nothing."""
+        self._forget()
+
+    def __enter__(self) -> "PrefixCache":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        if self._text is not None:
+            self._text.close()
+            self._text = None
+
+
+def _shared(old: Sequence[int], prompt: Sequence[int]) -> int:
+    """Returns how many tokens both begin with; one of the prompt is left over, for its logits."""
+    most = min(len(old), len(prompt) - 1)
+    return next((place for place in range(most) if old[place] != prompt[place]), most)
