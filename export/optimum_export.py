@@ -90,7 +90,7 @@ def _check_finite(model: Any, name: str) -> None:
 
 def default_opset(model: Any, task: str) -> int:
     """Returns the opset Optimum exports this architecture with unless told otherwise."""
-    opset: int = _optimum_config(model, task).DEFAULT_ONNX_OPSET
+    opset: int = optimum_config(model, task).DEFAULT_ONNX_OPSET
     return opset
 
 
@@ -103,8 +103,8 @@ def trace(model: Any, task: str, folder: Path, *, opset: int) -> list[Path]:
     from optimum.exporters.onnx import export_models
     from optimum.exporters.utils import get_decoder_models_for_export, get_encoder_decoder_models_for_export
 
-    with quiet(), _restored_configs(model):
-        config = _optimum_config(model, task)
+    with quiet(), restored(model):
+        config = optimum_config(model, task)
         if model.config.is_encoder_decoder and tasks.TASKS[task].cached:
             parts = get_encoder_decoder_models_for_export(model, config)
         elif task == "text-generation":
@@ -153,8 +153,9 @@ def _has_unknown_axes(path: Path, config: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _restored_configs(model: Any) -> Iterator[None]:
-    """Undoes what Optimum sets in the configs of a model and its parts: the model is the reference afterwards."""
+def restored(model: Any) -> Iterator[None]:
+    """Undoes what Optimum sets in a model and in the configs of its parts: the model is the reference afterwards."""
+    own_forward = "forward" in vars(model)
     configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values()
     before = [dict(vars(config)) for config in configs]
     try:
@@ -163,9 +164,13 @@ def _restored_configs(model: Any) -> Iterator[None]:
         for config, values in zip(configs, before, strict=True):
             vars(config).clear()
             vars(config).update(values)
+        if not own_forward:
+            # Optimum puts back a forward that it made traceable.
+            vars(model).pop("forward", None)
 
 
-def _optimum_config(model: Any, task: str) -> Any:
+def optimum_config(model: Any, task: str) -> Any:
+    """Returns Optimum's export config for a model and a task of `tasks.TASKS`."""
     name = tasks.optimum_task(task, model.config.model_type)
     constructor = tasks.manager().get_exporter_config_constructor(
         "onnx", model=model, task=name, library_name="transformers"
