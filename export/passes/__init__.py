@@ -11,16 +11,25 @@ from onnx_ir.passes import common
 
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import Context, Outcome, Rule, Stage
+from rocline.export.passes.gelu import Gelu
+from rocline.export.passes.shapes import KnownSizes
+from rocline.export.passes.skip_layer_normalization import SkipLayerNormalization
+from rocline.export.passes.tidying import Duplicates, Tidy
 from rocline.export.targets import Target
 
 # A stage stands for the rules of our operators that name it.
 ORDER: tuple[Rule | Stage, ...] = (
+    Duplicates(),
+    KnownSizes(),
     Stage.CACHE,
     Stage.ATTENTION,
     Stage.GATE,
     Stage.NORM,
+    Gelu(),
+    SkipLayerNormalization(),
     Stage.POOL,
     Stage.SAMPLE,
+    Tidy(),
 )
 
 

@@ -37,7 +37,9 @@ class KnownSizes(Rule):
         infer(model)
         for graph in (model.graph, *model.graph.subgraphs()):
             _fold_sizes(graph)
+            _fold_targets(graph)
         optimizer.fold_constants(model, onnx_shape_inference=False)
+        infer(model)
         folded = before - sum(1 for _ in model.graph.all_nodes())
         return Outcome(self.name, self.made, max(0, folded))
 
@@ -109,6 +111,27 @@ def _fold_sizes(graph: ir.Graph) -> None:
             continue
         constant = rewriting.initializer(graph, f"{output.name}_known", sizes)
         output.replace_all_uses_with(constant)
+
+
+def _fold_targets(graph: ir.Graph) -> None:
+    """Gives a Reshape a constant for its shape where that is known but for one size: 0 copies, -1 is what is left."""
+    for node in list(graph):
+        source, target = (*node.inputs, None, None)[:2]
+        result = node.outputs[0].shape
+        if node.op_type != "Reshape" or node.domain or rewriting.constant(target) is not None or result is None:
+            continue
+        if source is None or source.shape is None or node.attributes.get_int("allowzero", 0):
+            continue
+        sizes = [_target(size, source.shape, axis) for axis, size in enumerate(result)]
+        if sizes.count(-1) <= 1:
+            constant = rewriting.initializer(graph, f"{node.outputs[0].name}_shape", np.array(sizes, np.int64))
+            node.replace_input_with(1, constant)
+
+
+def _target(size: int | ir.SymbolicDim, source: ir.Shape, axis: int) -> int:
+    if isinstance(size, int):
+        return size
+    return 0 if size.value is not None and axis < len(source) and source[axis] == size else -1
 
 
 def _picked(node: ir.Node) -> npt.NDArray[np.int64] | None:

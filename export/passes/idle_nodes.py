@@ -1,0 +1,30 @@
+"""Constants as initializers, and nodes that do nothing out of the way: what rules match must stand side by side."""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from rocline.custom_ops.rewriting import Context, Outcome, Rule, replace
+
+
+class IdleNodes(Rule):
+    """Removes Identity, and Casts to the type that a value has; Constant nodes become initializers."""
+
+    name = "idle nodes"
+    made = "nothing"
+
+    def apply(self, model: ir.Model, context: Context) -> Outcome:
+        """Counts what it removed; Constants are not counted, since they are the same in another place."""
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        removed = 0
+        for node in list(model.graph.all_nodes()):
+            output, source = node.outputs[0], node.inputs[0] if node.inputs else None
+            if node.domain or source is None or output.is_graph_output():
+                continue
+            if node.op_type == "Identity" or (node.op_type == "Cast" and _same_type(node, source)):
+                replace(output, source)
+                removed += 1
+        return Outcome(self.name, self.made, removed)
+
+
+def _same_type(cast: ir.Node, source: ir.Value) -> bool:
+    return source.dtype is not None and source.dtype == cast.attributes["to"].as_int()

@@ -1,0 +1,71 @@
+"""The head of a decoder on the last position alone, without a transposed copy of a tied embedding."""
+
+import numpy as np
+import onnx_ir as ir
+
+from rocline.custom_ops import rewriting
+from rocline.custom_ops.rewriting import MARKERS, Context, Outcome, Rule, constant, insert, producer
+
+_LOGITS = "logits"
+
+
+class LastToken(Rule):
+    """A marked choice of each row's last token -> ArgMax over its positions, and GatherND.
+
+    The projection to logits behind it becomes one matrix product [B, n] x [n, vocabulary]. Where the weight is the
+    embedding [vocabulary, n] transposed, it is Gemm's transB: a runtime that folds the Transpose would hold the largest
+    tensor of a small model twice.
+    """
+
+    name = "last token"
+    made = "GatherND"
+
+    def apply(self, model: ir.Model, context: Context) -> Outcome:
+        """Rewrites every marked choice of the main graph."""
+        matched = 0
+        for node in list(model.graph):
+            if (node.domain, node.op_type) == (MARKERS, "LastToken"):
+                _choose(node, model.graph)
+                matched += 1
+        if matched:
+            _one_position(model.graph)
+        return Outcome(self.name, self.made, matched)
+
+
+def _choose(node: ir.Node, graph: ir.Graph) -> None:
+    hidden, position_ids = node.inputs
+    assert hidden is not None
+    # Positions fit float32 exactly up to 2^24; ROCm has no ArgMax of integers.
+    (positions,) = insert(node, "Cast", [position_ids], {"to": ir.DataType.FLOAT})
+    (last,) = insert(node, "ArgMax", [positions], {"axis": 1, "keepdims": 1})
+    (chosen,) = insert(node, "GatherND", [hidden, last], {"batch_dims": 1})
+    axes = rewriting.initializer(graph, "token_axis", np.array([1], np.int64))
+    for user, _ in list(node.outputs[0].uses()):
+        if user.op_type == "MatMul" and user.inputs[0] is node.outputs[0] and _is_matrix(user.inputs[1]):
+            product = _product(chosen, user)
+            (logits,) = insert(user, "Unsqueeze", [product, axes])
+            rewriting.replace(user.outputs[0], logits)
+    if node.outputs[0].uses() or node.outputs[0].is_graph_output():
+        (unsqueezed,) = insert(node, "Unsqueeze", [chosen, axes])
+        rewriting.replace(node.outputs[0], unsqueezed)
+
+
+def _product(x: ir.Value, product: ir.Node) -> ir.Value:
+    weight = product.inputs[1]
+    transpose = producer(weight, "Transpose")
+    if transpose is None:
+        return insert(product, "MatMul", [x, weight])[0]
+    return insert(product, "Gemm", [x, transpose.inputs[0]], {"transB": 1})[0]
+
+
+def _is_matrix(weight: ir.Value | None) -> bool:
+    transpose = producer(weight, "Transpose")
+    tensor = None if weight is None else (transpose.inputs[0] if transpose is not None else weight)
+    array = constant(tensor)
+    return array is not None and array.ndim == 2
+
+
+def _one_position(graph: ir.Graph) -> None:
+    for output in graph.outputs:
+        if output.name == _LOGITS and output.shape is not None and len(output.shape) == 3:
+            output.shape = ir.Shape([output.shape[0], 1, output.shape[2]])

@@ -1,0 +1,42 @@
+"""What is computed twice is computed once, and what a rewritten model declares is what it uses."""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from rocline import custom_ops
+from rocline.custom_ops.rewriting import Context, Outcome, Rule
+
+_VERSIONS = {custom_ops.DOMAIN: custom_ops.VERSION, "com.microsoft": 1}
+
+
+class Duplicates(Rule):
+    """Nodes that compute the same thing from the same values become one."""
+
+    name = "duplicates"
+    made = "one node of several"
+
+    def apply(self, model: ir.Model, context: Context) -> Outcome:
+        """Merges duplicates and counts how many nodes that saved."""
+        before = sum(1 for _ in model.graph.all_nodes())
+        common.RemoveUnusedNodesPass()(model)
+        common.CommonSubexpressionEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
+        return Outcome(self.name, self.made, before - sum(1 for _ in model.graph.all_nodes()))
+
+
+class Tidy(Duplicates):
+    """Constants become initializers, and the model imports the domains of its operators and no others."""
+
+    name = "tidying"
+    made = "initializers, and one node of several"
+
+    def apply(self, model: ir.Model, context: Context) -> Outcome:
+        """Tidies the model; what no node reads goes."""
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        outcome = super().apply(model, context)
+        used = {node.domain for node in model.graph.all_nodes()} | {""}
+        for domain in set(model.opset_imports) - used:
+            del model.opset_imports[domain]
+        for domain in sorted(used - set(model.opset_imports)):
+            model.opset_imports[domain] = _VERSIONS.get(domain, 1)
+        return outcome
