@@ -1,11 +1,12 @@
+# ruff: noqa: D102 - forward and symbolic are what PyTorch asks of a Function; the class says what they compute.
 """The marker operators: what a PyTorch module means, as one node of the traced graph.
 
 Each is an autograd Function whose ``forward`` is the meaning and whose ``symbolic`` is the node, in the domain
 `rocline.custom_ops.rewriting.MARKERS`. They compute in the dtype they are given, which is float32 wherever rocline
 traces. Sizes that the lowering needs and that the tracer loses are attributes.
 
-Letters in shapes: B batch, T new tokens, S capacity of the cache, H heads, K heads of keys and values, D head, R width of
-the rotary table, P positions it has.
+Letters in shapes: B batch, T new tokens, S capacity of the cache, H heads, K heads of keys and values, D head, R width
+of the rotary table, P positions it has.
 """
 
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class RmsNorm(Function):
 
 
 class Rotary(Function):
-    """Rotary position embedding of the first R elements of each head: x [B, H, T, D], cos, sin [B, T, R] -> [B, H, T, D].
+    """Rotary position embedding of each head's first R elements: x [B, H, T, D], cos, sin [B, T, R] -> [B, H, T, D].
 
     Pairs are (i, i + R/2), or (2i, 2i + 1) where ``interleaved``; the table holds each pair's angle at both places.
     """
@@ -109,9 +110,9 @@ class CacheAppend(Function):
 class Attention(Function):
     """Attention over the cache: q [B, H, T, D], k, v [B, K, S, D], position_ids [B, T] -> [B, T, H, D].
 
-    A query at position p sees the slots (p - window, p], all up to p where ``window`` is -1; one at -1 gives zeros. Scores
-    are ``scale * q·k``, bent by ``soft_cap * tanh(score / soft_cap)`` where that is not 0. Query head h reads head
-    h // (H / K) of keys and values. ``heads``, ``kv_heads`` and ``head_dim`` are H, K and D.
+    A query at position p sees the slots (p - window, p], all up to p where ``window`` is -1; one at -1 gives zeros.
+    Scores are ``scale * q·k``, bent by ``soft_cap * tanh(score / soft_cap)`` where that is not 0. Query head h reads
+    head h // (H / K) of keys and values. ``heads``, ``kv_heads`` and ``head_dim`` are H, K and D.
     """
 
     @staticmethod
@@ -192,8 +193,8 @@ class LastToken(Function):
 class Head(Function):
     """The product with the output embeddings: x [B, 1, n], weight [V, n], bias [V] or None -> [B, 1, V].
 
-    No marker: it is a Gemm between reshapes, which reads the weight as it lies. A MatMul wants it transposed, and where the
-    token embedding shares it that is a second copy.
+    No marker: it is a Gemm between reshapes, which reads the weight as it lies. A MatMul wants it transposed, and where
+    the token embedding shares it that is a second copy.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The last look at a marked graph: everything the model keeps went through the markers, once, and nothing went beside."""
+"""The last look at a marked graph: all that the model keeps went through the markers, once, and nothing beside them."""
 
 from collections import Counter, defaultdict
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Numeric probes: a module or function is replaced by a marker only where both give the same numbers.
 
-Names and classes prove nothing: transformers moves and reuses them. Every probe runs the original beside the marker's own
-formula on seeded inputs and answers None, or a reason, where they differ.
+Names and classes prove nothing: transformers moves and reuses them. Every probe runs the original beside the marker's
+own formula on seeded inputs and answers None, or a reason, where they differ.
 """
 
 import copy
@@ -53,11 +53,7 @@ def norm(module: torch.nn.Module) -> Norm | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not (isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(epsilon, float)):
         return None
-    if (
-        getattr(module, "bias", None) is not None
-        or any(True for _ in module.children())
-        or not takes_one_argument(module.forward)
-    ):
+    if getattr(module, "bias", None) is not None or not _is_function(module):
         return None
     x = torch.randn(3, 2, len(weight), generator=_generator()) + 0.5
     # Small values show where epsilon is added, large ones whether anything is clipped.
@@ -71,11 +67,7 @@ def norm(module: torch.nn.Module) -> Norm | None:
 
 def activation(module: torch.nn.Module) -> str | None:
     """Returns the kind of `ACTIVATIONS` that a module computes, or None."""
-    if (
-        any(True for _ in module.children())
-        or any(True for _ in module.parameters())
-        or not takes_one_argument(module.forward)
-    ):
+    if next(module.parameters(), None) is not None or not _is_function(module):
         return None
     if not type(module).__module__.startswith(("transformers.activations", "torch.nn.modules.activation")):
         return None
@@ -83,9 +75,9 @@ def activation(module: torch.nn.Module) -> str | None:
     return next((kind for kind, function in ACTIVATIONS.items() if _same(module, function, x, tolerance=1e-6)), None)
 
 
-def takes_one_argument(forward: Callable[..., Any]) -> bool:
-    """Tells whether a module is called with one tensor and nothing else."""
-    return len(inspect.signature(forward).parameters) == 1
+def _is_function(module: torch.nn.Module) -> bool:
+    """Tells whether a module has no parts and is called with one tensor and nothing else."""
+    return next(module.children(), None) is None and len(inspect.signature(module.forward).parameters) == 1
 
 
 def rotary_kind(
@@ -98,7 +90,7 @@ def rotary_kind(
     arguments: Sequence[Any] = (),
     keywords: Mapping[str, Any] = {},
 ) -> bool | None:
-    """Tells whether a function that rotates q and k pairs neighbours (True), halves (False), or does something else (None).
+    """Tells how a function rotates q and k: it pairs neighbours (True), halves (False), or does something else (None).
 
     Args:
         rotate: ``rotate(q, k, cos, sin, *arguments, **keywords)`` with q, k [B, H, T, D] and cos, sin [B, T, R].
@@ -151,30 +143,31 @@ def rotary_table(module: torch.nn.Module, positions: int) -> tuple[Tensor, Tenso
     return cos, sin
 
 
-def mask_window(mask_function: Callable[..., Any], positions: int) -> int:
+def mask_window(mask_function: Callable[..., Any], *, positions: int, heads: int) -> int:
     """Returns the window of a mask: a query at q sees the slots (q - window, q]; `CAUSAL` where it sees all up to q.
 
     Args:
         mask_function: transformers' own: (batch, head, query, key) -> visible.
         positions: queries and keys are below it.
+        heads: heads are below it.
 
     Raises:
         Refused: the mask is neither causal nor a causal sliding window.
     """
-    first = torch.zeros((), dtype=torch.long)
+    first, last = torch.tensor(0), torch.tensor(heads - 1)
 
-    def seen(query: Tensor) -> Tensor:
-        visible = mask_function(first, first, query[:, None], torch.arange(positions)[None])
+    def seen(query: Tensor, head: Tensor) -> Tensor:
+        visible = mask_function(first, head, query[:, None], torch.arange(positions)[None])
         return torch.as_tensor(visible).expand(len(query), positions)
 
-    window = int(seen(torch.tensor([positions - 1])).sum())
+    window = int(seen(torch.tensor([positions - 1]), first).sum())
     edges = {positions - 1, window - 1, window, window + 1, *range(16), *(1 << bit for bit in range(20))}
     edges |= {edge + delta for edge in list(edges) for delta in (-1, 1)}
     edges |= {positions * part // 17 for part in range(17)}
     queries = torch.tensor(sorted(edge for edge in edges if 0 <= edge < positions))
     slots = torch.arange(positions)[None]
     expected = (slots <= queries[:, None]) & (slots > queries[:, None] - window)
-    if not torch.equal(seen(queries).bool(), expected):
+    if not all(torch.equal(seen(queries, head).bool(), expected) for head in (first, last)):
         raise Refused("its attention mask is neither causal nor a causal sliding window")
     return CAUSAL if window == positions else window
 

@@ -1,7 +1,8 @@
 """Where markers enter a model: the public seams of transformers, patched for the time of a trace and restored after it.
 
 The seams are the registries of attention and mask functions, the cache's layers, each modelling file's
-``apply_rotary_pos_emb``, and the forwards of norms, activations, rotary embeddings, ``Conv1D`` and the output embeddings.
+``apply_rotary_pos_emb``, and the forwards of norms, activations, rotary embeddings, ``Conv1D`` and the output
+embeddings.
 A seam that a release of transformers moved is a `Refused`, as is any use of one that the markers cannot stand for.
 """
 
@@ -127,9 +128,8 @@ class Seams:
             names = seam_of(registry, "_global_mapping")
             seam_of(registry, "register")(IMPLEMENTATION, function)
             stack.callback(names.pop, IMPLEMENTATION)
-        for config in {
-            id(part.config): part.config for part in self.model.modules() if hasattr(part, "config")
-        }.values():
+        configs = {id(part.config): part.config for part in self.model.modules() if hasattr(part, "config")}
+        for config in configs.values():
             _put(stack, config, "_attn_implementation_internal", IMPLEMENTATION)
 
     def _module(self, stack: contextlib.ExitStack, module: torch.nn.Module) -> None:
@@ -157,10 +157,8 @@ class Seams:
             cache = seam("transformers", "DynamicCache")()
             if cached:
                 cache.update(torch.zeros(1, 1, cached, 1), torch.zeros(1, 1, cached, 1), 0)
-            tokens = torch.arange(cached, cached + new)
-            mask: Tensor = module._update_causal_mask(
-                torch.ones(1, cached + new), torch.zeros(1, new, 1), tokens, cache
-            )
+            seen, hidden = torch.ones(1, cached + new), torch.zeros(1, new, 1)
+            mask: Tensor = module._update_causal_mask(seen, hidden, torch.arange(cached, cached + new), cache)
             return mask
 
         if not probes.mask_tensor_is_causal(make, self.positions):
@@ -188,7 +186,8 @@ class Seams:
             raise Refused("transformers does not say what the attention mask hides (no mask_function)")
         if attention_mask is not None:
             raise Refused("the model makes a padding mask of its own")
-        return MaskRule(probes.mask_window(mask_function, self.positions))
+        heads = self.model.config.get_text_config().num_attention_heads
+        return MaskRule(probes.mask_window(mask_function, positions=self.positions, heads=heads))
 
     def _attention(self) -> Callable[..., tuple[Tensor, None]]:
         def attention(

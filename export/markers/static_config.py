@@ -19,8 +19,8 @@ def make(base: Any, seams: Seams, layers: Sequence[tuple[int, int]], rehearse: C
     """Returns an Optimum export config with the inputs and outputs of a static cache.
 
     Inputs are ``input_ids`` and ``position_ids`` int64 [batch_size, sequence_length] and ``past_key_values.N.key`` and
-    ``.value`` float32 [batch_size, kv_heads, capacity, head]; outputs are ``logits`` [batch_size, 1, vocabulary] of each
-    row's last position and ``present.N.key`` and ``.value``, shaped as the past.
+    ``.value`` float32 [batch_size, kv_heads, capacity, head]; outputs are ``logits`` [batch_size, 1, vocabulary] of
+    each row's last position and ``present.N.key`` and ``.value``, shaped as the past.
 
     Args:
         base: Optimum's config of the model, made for its task.
@@ -89,7 +89,7 @@ def make(base: Any, seams: Seams, layers: Sequence[tuple[int, int]], rehearse: C
 def empty_cache(
     layers: Sequence[tuple[int, int]], *, batch: int, capacity: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns the cache's buffers before the first token, (key, value) a layer, each [batch, kv_heads, capacity, head]."""
+    """Returns the cache before the first token: (key, value) a layer, each [batch, kv_heads, capacity, head]."""
     return [
         (torch.zeros(batch, heads, capacity, size), torch.zeros(batch, heads, capacity, size)) for heads, size in layers
     ]

@@ -26,8 +26,8 @@ class MarkedGraph:
     """A traced decoder.
 
     Attributes:
-        path: its ONNX file, with operators of the domain `rocline.custom_ops.rewriting.MARKERS`; inputs and outputs as in
-            `static_config.make`.
+        path: its ONNX file, with operators of the domain `rocline.custom_ops.rewriting.MARKERS`; inputs and outputs as
+            in `static_config.make`.
         marked: how many operators of each kind it holds.
         unmarked: what stayed as PyTorch has it, and why.
         capacity: the most positions a row can have.
