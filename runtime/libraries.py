@@ -46,7 +46,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._cache = _read_cache(self.root / "etc/ld.so.cache")
-        self._loaded = _loaded_names(self.maps)
+        self._loaded = _loaded_files(self.maps)
         path = self.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":")
         self._path = tuple(self._place(folder) for folder in path if folder)
 
@@ -75,6 +75,14 @@ class Loader:
                         Missing(name, current.name, self.versions(name.partition(".so")[0] + ".so", dynamic))
                     )
         return missing
+
+    def resolve(self, name: str, library: Path) -> Path | None:
+        """Returns the file that the loader gives to ``library`` for its DT_NEEDED entry ``name``; None if none.
+
+        Raises:
+            ElfError: ``library`` cannot be read.
+        """
+        return self._loaded.get(name) or self._find(name, read_dynamic(library))
 
     def _place(self, path: str) -> Path:
         return self.root / path.lstrip("/") if path.startswith("/") else Path(path)
@@ -118,15 +126,16 @@ def _read_cache(path: Path) -> dict[str, str]:
     return entries
 
 
-def _loaded_names(maps: Path) -> set[str]:
-    """Returns the names under which the shared libraries of this process are known to the loader."""
+def _loaded_files(maps: Path) -> dict[str, Path]:
+    """Returns the shared libraries of this process by the names under which the loader knows them."""
     try:
         lines = maps.read_text().splitlines()
     except OSError:
-        return set()
-    paths = {line.partition("/")[2] for line in lines if ".so" in line}
-    names = set()
-    for path in paths:
+        return {}
+    paths = {"/" + line.partition("/")[2] for line in lines if ".so" in line}
+    files = {}
+    for path in sorted(map(Path, paths)):
         with contextlib.suppress(ElfError):
-            names.add(read_dynamic(Path("/" + path)).soname)
-    return names - {""}
+            files.setdefault(read_dynamic(path).soname, path)
+    files.pop("", None)
+    return files

@@ -1,5 +1,6 @@
 """Devices, streams, events and buffers: one interface for AMD GPUs (HIP), NVIDIA GPUs (CUDA) and the host."""
 
+import threading
 from functools import cache
 
 from rocline.errors import DeviceError
@@ -28,11 +29,31 @@ def open_device(kind: str, device_id: int = 0, *, limit: int | None = None) -> D
     return Device(driver(kind), device_id, limit=limit)
 
 
-@cache
 def driver(kind: str) -> Driver:
-    """Returns the process's driver of ``kind``, loading its runtime at the first call."""
+    """Returns the process's driver of ``kind``, loading its runtime at the first call.
+
+    Raises:
+        DeviceError: ``kind`` is unknown, or its runtime cannot be used.
+    """
+    with _LOADING:
+        return _load(kind)
+
+
+_LOADING = threading.Lock()
+
+
+@cache
+def _load(kind: str) -> Driver:
     if kind == "cpu":
         from rocline.runtime.devices.host import HostDriver
 
         return HostDriver()
+    if kind == "hip":
+        from rocline.runtime.devices.hip import HipDriver
+
+        return HipDriver()
+    if kind == "cuda":
+        from rocline.runtime.devices.cuda import CudaDriver
+
+        return CudaDriver()
     raise DeviceError(f"device {kind!r}: unknown, expected one of {', '.join(KINDS)}")

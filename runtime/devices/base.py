@@ -43,9 +43,11 @@ class Closing:
         self.close()
 
     def __del__(self) -> None:
-        # Nobody is there to catch it; a failure of the device shows at the next call.
-        with contextlib.suppress(Exception):
+        try:
             self.close()
+        except Exception:
+            # Nobody is there to catch it, and a failure of the device shows at the next call.
+            return
 
     def _check_open(self) -> None:
         if self.closed:
@@ -90,7 +92,8 @@ class Device(Closing):
         self.pool = Pool(driver, device_id, limit)
         self.staging = Staging(driver, device_id)
         self._idle_events: deque[int] = deque()
-        self._held: weakref.WeakSet[Stream | Buffer] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._users: weakref.WeakSet[Closing] = weakref.WeakSet()
         self.closed = False
         # What is still open when the process ends is closed while the runtime can still be called.
         self._at_exit = weakref.finalize(self, _close_at_exit, weakref.ref(self))
@@ -116,10 +119,11 @@ class Device(Closing):
         was made here, that stream itself is returned.
         """
         self._check_open()
-        for item in list(self._held):
-            if isinstance(item, Stream) and item.handle == handle and not item.closed and not self.driver.host_memory:
-                return item
-        return Stream(self, handle, owned=False)
+        with self.driver.lock:
+            for stream in self._streams:
+                if stream.handle == handle and not stream.closed:
+                    return stream
+            return Stream(self, handle, owned=False)
 
     def foreign_event(self, handle: int) -> "Event":
         """Returns an event that another library recorded, for `Stream.wait`."""
@@ -174,32 +178,55 @@ class Device(Closing):
         self._check_open()
         return buffer.wrap(self, array)
 
+    def from_dlpack(self, producer: Any, *, stream: "Stream") -> "Buffer":
+        """Returns a buffer on the memory of another library's tensor, without a copy.
+
+        The producer lets ``stream`` wait for its earlier work on the tensor; what it queues later has to be ordered by
+        hand. Closing the buffer waits for the work that uses it, then lets go of the tensor.
+
+        Args:
+            producer: a contiguous tensor with ``__dlpack__`` and ``__dlpack_device__`` (PyTorch, CuPy, NumPy, ...).
+            stream: where it is used first.
+
+        Raises:
+            DeviceError: it is on another device, not contiguous, or of a data type that a buffer cannot have.
+        """
+        from rocline.runtime.devices import dlpack
+
+        self._check_open()
+        return dlpack.take(self, producer, stream)
+
     def close(self) -> None:
         """Waits for this device's own streams, then frees all that was allocated on it; a second call does nothing.
 
-        Buffers and streams that are still open are closed. Memory that a DLPack consumer still holds stays until the
-        consumer lets go of it.
+        Buffers, copies and streams that are still open are closed. Memory that a DLPack consumer still holds stays
+        until the consumer lets go of it.
         """
         if self.closed:
             return
-        try:
-            for item in list(self._held):
-                item.close()
-            self.staging.close()
-            self.pool.trim()
-            while self._idle_events:
-                self.driver.destroy_event(self._idle_events.pop())
-        finally:
-            self.closed = True
-            self._at_exit.detach()
+        with self.driver.lock:
+            users, streams = list(self._users), list(self._streams)
+        # Each step is tried even where one before it fails.
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self._at_exit.detach)
+            last_first.callback(setattr, self, "closed", True)
+            last_first.callback(self._destroy_events)
+            last_first.callback(self.pool.trim)
+            for stream in streams:
+                if stream.owned:
+                    last_first.callback(stream.close)
+            last_first.callback(self.staging.close)
+            for user in users:
+                last_first.callback(user.close)
 
     def same_as(self, other: "Device") -> bool:
         """Whether ``other`` is the same hardware."""
         return self is other or (self.kind == other.kind and self.device_id == other.device_id)
 
-    def hold(self, item: "Stream | Buffer") -> None:
-        """Closes ``item`` with this device, unless it is closed or dropped before."""
-        self._held.add(item)
+    def close_with(self, item: "Closing") -> None:
+        """Closes ``item`` when this device is closed, unless it is closed or dropped before."""
+        with self.driver.lock:
+            (self._streams if isinstance(item, Stream) else self._users).add(item)
 
     def take_event(self) -> int:
         """Returns the handle of an event that nobody uses."""
@@ -215,6 +242,10 @@ class Device(Closing):
         else:
             self._idle_events.append(handle)
 
+    def _destroy_events(self) -> None:
+        while self._idle_events:
+            self.driver.destroy_event(self._idle_events.pop())
+
 
 class Stream(Closing):
     """A queue of work on a device, done in order.
@@ -222,12 +253,18 @@ class Stream(Closing):
     Attributes:
         device: the device.
         handle: the runtime's own handle as a number; 0 on the host.
+        owned: whether it was made here, not by another library.
     """
 
     def __init__(self, device: Device, handle: int, *, owned: bool) -> None:
-        self.device, self.handle, self._owned = device, handle, owned
+        self.device, self.handle, self.owned = device, handle, owned
         self.closed = False
-        device.hold(self)
+        device.close_with(self)
+
+    def __del__(self) -> None:
+        # What is left of another library's stream here concerns nobody: memory that it still uses would refer to it.
+        if getattr(self, "owned", False):
+            super().__del__()
 
     def __repr__(self) -> str:
         return f"stream {self.handle:#x} on {self.device}"
@@ -286,7 +323,7 @@ class Stream(Closing):
             self.device.driver.synchronize_stream(self.handle)
         finally:
             self.closed = True
-            if self._owned:
+            if self.owned:
                 self.device.driver.destroy_stream(self.handle)
 
 

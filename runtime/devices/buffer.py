@@ -2,92 +2,25 @@
 
 import ctypes
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from rocline.errors import DeviceError
+from rocline.runtime.devices import dlpack
 from rocline.runtime.devices.base import Closing, Device, Event, Stream
 from rocline.runtime.devices.driver import Direction
+from rocline.runtime.devices.dtypes import DType, checked_dtype, checked_shape
 from rocline.runtime.devices.staging import CHUNK
+from rocline.runtime.devices.storage import Storage
 
 Array = np.ndarray[Any, Any]
-DType = np.dtype[Any]
 
-_BFLOAT16: DType = np.dtype(ml_dtypes.bfloat16)
-# Reentrant: the collector may drop a buffer, which counts too, in the midst of a count.
-_COUNTING = threading.RLock()
 # NumPy's and ctypes' own ways to an array at an address keep a type for each length, for ever.
 _VIEW = ctypes.pythonapi.PyMemoryView_FromMemory
 _VIEW.restype, _VIEW.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _PYBUF_WRITE = 0x200
-
-
-class Storage:
-    """Memory that buffers which are views of each other, and DLPack consumers, share.
-
-    Attributes:
-        device: where it is.
-        pointer: its address.
-        nbytes: its size.
-        read_only: whether it may not be written.
-        writer: the stream that wrote it last, or that it was allocated for.
-        readers: the streams that have read it since.
-        strangers: whether a DLPack consumer may have used it on a stream of which nothing is known.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        pointer: int,
-        nbytes: int,
-        stream: Stream | None,
-        release: "Callable[[Storage], None]",
-        *,
-        read_only: bool = False,
-    ) -> None:
-        self.device, self.pointer, self.nbytes, self.read_only = device, pointer, nbytes, read_only
-        self.writer = stream
-        self.readers: set[Stream] = set()
-        self.strangers = False
-        self._release, self._holders = release, 0
-
-    @property
-    def streams(self) -> set[Stream]:
-        """Every stream whose work may still use the memory."""
-        return self.readers | ({self.writer} if self.writer is not None else set())
-
-    def hold(self) -> None:
-        """Counts one more holder."""
-        with _COUNTING:
-            self._holders += 1
-
-    def let_go(self) -> None:
-        """Counts one holder less; the memory goes back with the last one."""
-        with _COUNTING:
-            self._holders -= 1
-            last = not self._holders
-        if last:
-            self._release(self)
-
-    def use(self, stream: Stream, write: bool) -> None:
-        """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it."""
-        if self.writer is stream and (not write or not self.readers):
-            return
-        with self.device.driver.lock:
-            self.device.driver.handovers += 1
-            if self.writer is not None and self.writer is not stream and stream not in self.readers:
-                stream.wait(self.writer)
-            if write:
-                for reader in self.readers - {stream}:
-                    stream.wait(reader)
-                self.writer = stream
-                self.readers.clear()
-            elif stream is not self.writer:
-                self.readers.add(stream)
 
 
 class Buffer(Closing):
@@ -112,7 +45,7 @@ class Buffer(Closing):
         self.storage = storage
         storage.hold()
         self.closed = False
-        self.device.hold(self)
+        self.device.close_with(self)
 
     def __repr__(self) -> str:
         return f"buffer {self.dtype.name} {self.shape} on {self.device}"
@@ -230,8 +163,9 @@ class Buffer(Closing):
         Args:
             stream: where to queue the copy; the stream of the last write if left out.
         """
-        with self.fetch(stream=stream) as copy:
-            return copy.view().copy()
+        if self.device.driver.host_memory:
+            return self.array.copy()
+        return self.fetch(stream=stream).numpy()
 
     def view(self, shape: int | Sequence[int], dtype: Any = None) -> "Buffer":
         """Returns a buffer on the first bytes of the same memory, which lives until both are closed.
@@ -246,6 +180,38 @@ class Buffer(Closing):
         if wanted > self.nbytes:
             raise DeviceError(f"view {made_dtype.name} {made_shape}: {wanted:,} bytes, {self} has {self.nbytes:,}")
         return Buffer(self.storage, made_shape, made_dtype, self.stream)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Returns a DLPack capsule on this memory, which stays until the consumer lets go of it.
+
+        What the consumer queues on its stream waits for all earlier work on this buffer; and this buffer's next use
+        waits for what the consumer has queued on that stream until then. The stream has to live until that next use,
+        or until the buffer is closed.
+
+        Args:
+            stream: the consumer's stream by the protocol's numbers (see `rocline.runtime.devices.dlpack`); -1: order
+                nothing.
+            max_version: the newest DLPack that the consumer knows; from (1, 0) on it gets a versioned capsule.
+            dl_device: where it wants the tensor: as it is, or on the host, which takes a copy.
+            copy: True: a copy of its own; False: never a copy; None: only where it cannot be helped.
+
+        Raises:
+            BufferError: the consumer cannot have it without a copy that it forbids, on that device, or read-only.
+            DeviceError: the buffer is closed, or ``stream`` means nothing on its device.
+        """
+        self._check_open()
+        return dlpack.export(self, stream, max_version, dl_device, copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Returns DLPack's numbers of the device's type and of the device."""
+        return self.device.driver.dlpack_type, self.device.device_id
 
     def close(self) -> None:
         """Lets go of the memory, which goes back to the pool, ordered after all that was queued with it.
@@ -301,6 +267,7 @@ class HostCopy(Closing):
             self._staging.give_back(self._block)
             raise
         self.closed = False
+        buffer.device.close_with(self)
 
     def __repr__(self) -> str:
         return f"copy of {self.dtype.name} {self.shape}"
@@ -361,39 +328,6 @@ def wrap(device: Device, array: Array) -> Buffer:
         device, array.ctypes.data, array.nbytes, stream, lambda _: keep.clear(), read_only=not array.flags.writeable
     )
     return Buffer(storage, array.shape, dtype, stream)
-
-
-def checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns a shape as a tuple.
-
-    Raises:
-        DeviceError: a size is negative or no whole number.
-    """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    try:
-        made = tuple(size.__index__() for size in sizes)
-    except AttributeError:
-        made = (-1,)
-    if any(size < 0 for size in made):
-        raise DeviceError(f"shape {sizes}: expected whole numbers from 0")
-    return made
-
-
-def checked_dtype(dtype: Any) -> DType:
-    """Returns NumPy's dtype for ``dtype``.
-
-    Raises:
-        DeviceError: there is none, or its elements are no plain numbers.
-    """
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        return _BFLOAT16
-    try:
-        made: DType = np.dtype(dtype)
-    except TypeError:
-        raise DeviceError(f"dtype {dtype!r}: unknown") from None
-    if made != _BFLOAT16 and made.kind not in "biufc":
-        raise DeviceError(f"dtype {made}: a buffer holds numbers only")
-    return made
 
 
 def _host_bytes(pointer: int, nbytes: int) -> Array:

@@ -103,9 +103,10 @@ class Pool:
         with self._driver.lock:
             self._collect()
             blocks = [block for blocks in self._free.values() for block in blocks]
-            self._free.clear()
             self._wait(blocks)
             for block in blocks:
+                # First out of the books: what fails to be freed is lost, and must not be handed out.
+                self._free[block.nbytes].remove(block)
                 self._cached -= block.nbytes
                 self._driver.free(self._device_id, block.pointer)
             return sum(block.nbytes for block in blocks)

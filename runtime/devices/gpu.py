@@ -1,0 +1,194 @@
+"""The part of HIP and of CUDA's runtime that rocline uses: the same calls under two prefixes, checked in one place."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rocline.errors import DeviceError, DeviceMemoryError
+from rocline.runtime.devices.driver import Direction, Driver
+
+# Of hipError_t and cudaError_t; the numbers are the same in both.
+_OUT_OF_MEMORY, _NOT_READY = 2, 600
+_NON_BLOCKING = 1
+_NO_TIMING = 2
+
+_ALLOCATION = "asked {0:,} bytes"
+_COPY = "{2:,} bytes, {3.name}, stream {4:#x}"
+_FILL = "{2:,} bytes, stream {3:#x}"
+
+
+class GpuDriver(Driver):
+    """A runtime whose Python bindings return a tuple for each call: the status, then what the call gives.
+
+    Args:
+        bindings: the module with the calls.
+        prefix: what their names begin with: ``hip`` or ``cuda``.
+        pinned: what follows the prefix in the names of the calls that allocate and free pinned host memory.
+    """
+
+    host_memory = False
+
+    def __init__(self, bindings: Any, prefix: str, pinned: tuple[str, str]) -> None:
+        super().__init__()
+        self._bindings, self._prefix = bindings, prefix
+        self._allocate_pinned, self._free_pinned = pinned
+        self._calls: dict[str, Callable[..., tuple[Any, ...]]] = {}
+        kinds = getattr(bindings, f"{prefix}MemcpyKind")
+        self._kinds = {direction: kinds(direction.value) for direction in Direction}
+
+    def count(self) -> int:
+        """Returns how many devices the runtime shows."""
+        count: int = self._call("GetDeviceCount")
+        return count
+
+    def name(self, device_id: int) -> str:
+        """Returns the device's name as its maker gives it."""
+        name = self._call("GetDeviceProperties", device_id).name
+        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+    def memory_info(self, device_id: int) -> tuple[int, int]:
+        """Returns free and total memory in bytes."""
+        with self._on(device_id):
+            free, total = self._call("MemGetInfo")
+            return free, total
+
+    def allocate(self, device_id: int, nbytes: int) -> int:
+        """Returns the address of new device memory."""
+        with self._on(device_id):
+            return int(self._call("Malloc", nbytes, about=_ALLOCATION))
+
+    def free(self, device_id: int, pointer: int) -> None:
+        """Frees device memory."""
+        with self._on(device_id):
+            self._call("Free", pointer)
+
+    def allocate_pinned(self, device_id: int, nbytes: int) -> int:
+        """Returns the address of new pinned host memory."""
+        with self._on(device_id):
+            return int(self._call(self._allocate_pinned, nbytes, 0, about=_ALLOCATION))
+
+    def free_pinned(self, device_id: int, pointer: int) -> None:
+        """Frees pinned host memory."""
+        self._call(self._free_pinned, pointer)
+
+    def create_stream(self, device_id: int) -> int:
+        """Returns a new stream that does not synchronise with the null stream."""
+        with self._on(device_id):
+            return int(self._call("StreamCreateWithFlags", _NON_BLOCKING))
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroys a stream."""
+        self._call("StreamDestroy", stream)
+
+    def synchronize_stream(self, stream: int) -> None:
+        """Waits for a stream."""
+        self._call("StreamSynchronize", stream)
+
+    def synchronize_device(self, device_id: int) -> None:
+        """Waits for the whole device."""
+        with self._on(device_id):
+            self._call("DeviceSynchronize")
+
+    def create_event(self, device_id: int) -> int:
+        """Returns a new event without a time stamp."""
+        with self._on(device_id):
+            return int(self._call("EventCreateWithFlags", _NO_TIMING))
+
+    def destroy_event(self, event: int) -> None:
+        """Destroys an event."""
+        self._call("EventDestroy", event)
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Records an event."""
+        self._call("EventRecord", event, stream)
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Lets a stream wait for an event."""
+        self._call("StreamWaitEvent", stream, event, 0)
+
+    def event_done(self, event: int) -> bool:
+        """Returns whether what an event stands for is done."""
+        status = self._function("EventQuery")(event)[0]
+        if status == _NOT_READY:
+            self._forget_error()
+            return False
+        self._check(status, "EventQuery", (event,), "")
+        return True
+
+    def synchronize_event(self, event: int) -> None:
+        """Waits for an event."""
+        self._call("EventSynchronize", event)
+
+    def copy(self, target: int, source: int, nbytes: int, direction: Direction, stream: int) -> None:
+        """Queues a copy."""
+        if nbytes:
+            self._call("MemcpyAsync", target, source, nbytes, self._kinds[direction], stream, about=_COPY)
+
+    def fill(self, target: int, byte: int, nbytes: int, stream: int) -> None:
+        """Queues a fill."""
+        if nbytes:
+            self._call("MemsetAsync", target, byte, nbytes, stream, about=_FILL)
+
+    def _function(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        function = self._calls.get(name)
+        if function is None:
+            function = self._calls[name] = getattr(self._bindings, self._prefix + name)
+        return function
+
+    def _call(self, name: str, *arguments: Any, about: str = "") -> Any:
+        """Calls the runtime and returns what it gives: None, one value, or a tuple.
+
+        Args:
+            name: the call, without the prefix.
+            arguments: its arguments.
+            about: what a failure's message says of the arguments, for `str.format`.
+
+        Raises:
+            DeviceMemoryError: the status says that memory ran out.
+            DeviceError: any other failure, or the library lacks the call.
+        """
+        try:
+            status, *values = self._function(name)(*arguments)
+        except RuntimeError as error:
+            raise DeviceError(f"{self._prefix}{name}: {error}") from None
+        if status != 0:
+            self._check(status, name, arguments, about)
+        if len(values) == 1:
+            return values[0]
+        return tuple(values) or None
+
+    def _check(self, status: Any, name: str, arguments: tuple[Any, ...], about: str) -> None:
+        """The one checker: every status but success ends in an error that names call, status and arguments."""
+        if status == 0:
+            return
+        self._forget_error()
+        code, text = (self._describe(part, status) for part in ("GetErrorName", "GetErrorString"))
+        message = f"{self._prefix}{name}: {code} ({int(status)})"
+        if text != code:
+            message += f": {text}"
+        if about:
+            message += f"; {about.format(*arguments)}"
+        raise (DeviceMemoryError if status == _OUT_OF_MEMORY else DeviceError)(message)
+
+    def _describe(self, function: str, status: Any) -> str:
+        text = self._function(function)(status)[1]
+        if text is None:
+            return "unknown error"
+        return (bytes(text).rstrip(b"\0") if not isinstance(text, bytes) else text).decode(errors="replace")
+
+    def _forget_error(self) -> None:
+        """Clears the thread's last error, which ONNX Runtime, asking after its own launches, would take for its own."""
+        self._function("GetLastError")()
+
+    @contextlib.contextmanager
+    def _on(self, device_id: int) -> Iterator[None]:
+        """Makes a device current for this thread, and afterwards the one that was."""
+        before = self._call("GetDevice")
+        if before == device_id:
+            yield
+            return
+        self._call("SetDevice", device_id)
+        try:
+            yield
+        finally:
+            self._call("SetDevice", before)

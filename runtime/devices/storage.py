@@ -1,0 +1,73 @@
+"""Memory on a device, shared by whoever holds it, and the streams it was used on."""
+
+import threading
+from collections.abc import Callable
+
+from rocline.runtime.devices.base import Device, Stream
+
+# Reentrant: the collector may drop a buffer, which counts too, in the midst of a count.
+_COUNTING = threading.RLock()
+
+
+class Storage:
+    """Memory that buffers which are views of each other, and DLPack consumers, share.
+
+    Attributes:
+        device: where it is.
+        pointer: its address.
+        nbytes: its size.
+        read_only: whether it may not be written.
+        writer: the stream that wrote it last, or that it was allocated for.
+        readers: the streams that have read it since.
+        strangers: whether a DLPack consumer may have used it on a stream of which nothing is known.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        pointer: int,
+        nbytes: int,
+        stream: Stream | None,
+        release: "Callable[[Storage], None]",
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self.device, self.pointer, self.nbytes, self.read_only = device, pointer, nbytes, read_only
+        self.writer = stream
+        self.readers: set[Stream] = set()
+        self.strangers = False
+        self._release, self._holders = release, 0
+
+    @property
+    def streams(self) -> set[Stream]:
+        """Every stream whose work may still use the memory."""
+        return self.readers | ({self.writer} if self.writer is not None else set())
+
+    def hold(self) -> None:
+        """Counts one more holder."""
+        with _COUNTING:
+            self._holders += 1
+
+    def let_go(self) -> None:
+        """Counts one holder less; the memory goes back with the last one."""
+        with _COUNTING:
+            self._holders -= 1
+            last = not self._holders
+        if last:
+            self._release(self)
+
+    def use(self, stream: Stream, write: bool) -> None:
+        """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it."""
+        if self.writer is stream and (not write or not self.readers):
+            return
+        with self.device.driver.lock:
+            self.device.driver.handovers += 1
+            if self.writer is not None and self.writer is not stream and stream not in self.readers:
+                stream.wait(self.writer)
+            if write:
+                for reader in self.readers - {stream}:
+                    stream.wait(reader)
+                self.writer = stream
+                self.readers.clear()
+            elif stream is not self.writer:
+                self.readers.add(stream)
