@@ -1,0 +1,22 @@
+// Checks of what operations read and write: bounds, use after free, races; and the protection of device memory.
+#pragma once
+#include <cstdint>
+
+#include "queue.h"
+
+namespace hipsim {
+
+// Before an operation runs, with the lock held: false where running it would fault.
+bool check_accesses(const Operation& operation);
+// Forgets who read and wrote memory that is no more.
+void forget_accesses(std::uintptr_t start, std::uintptr_t end);
+
+// With HIPSIM_PROTECT: device memory is closed while no operation runs, so that the host faults on it.
+void open_memory();
+void close_memory();
+void protect_new(void* start, std::size_t bytes);
+
+// races.cc: notes an access, and reports earlier ones that nothing orders before it.
+void check_race(const Operation& operation, std::uintptr_t start, std::uintptr_t end, bool writes);
+
+}  // namespace hipsim
