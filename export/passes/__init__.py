@@ -11,7 +11,10 @@ from onnx_ir.passes import common
 
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import Context, Outcome, Rule, Stage
+from rocline.export.passes.activations import Activations
 from rocline.export.passes.gelu import Gelu
+from rocline.export.passes.idle_nodes import IdleNodes, IdleReshapes
+from rocline.export.passes.last_token import LastToken
 from rocline.export.passes.shapes import KnownSizes
 from rocline.export.passes.skip_layer_normalization import SkipLayerNormalization
 from rocline.export.passes.tidying import Duplicates, Tidy
@@ -19,12 +22,16 @@ from rocline.export.targets import Target
 
 # A stage stands for the rules of our operators that name it.
 ORDER: tuple[Rule | Stage, ...] = (
+    IdleNodes(),
     Duplicates(),
     KnownSizes(),
+    IdleReshapes(),
     Stage.CACHE,
     Stage.ATTENTION,
     Stage.GATE,
     Stage.NORM,
+    LastToken(),
+    Activations(),
     Gelu(),
     SkipLayerNormalization(),
     Stage.POOL,

@@ -4,6 +4,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from rocline.custom_ops.rewriting import Context, Outcome, Rule, replace
+from rocline.custom_ops.rule_values import same_size
+from rocline.export.passes import shapes
 
 
 class IdleNodes(Rule):
@@ -24,6 +26,35 @@ class IdleNodes(Rule):
                 replace(output, source)
                 removed += 1
         return Outcome(self.name, self.made, removed)
+
+
+class IdleReshapes(Rule):
+    """Removes what reshapes a value to the shape that it has, once the shapes are known."""
+
+    name = "idle reshapes"
+    made = "nothing"
+
+    def apply(self, model: ir.Model, context: Context) -> Outcome:
+        """Counts what it removed; shapes are inferred again, since those behind it are better known now."""
+        removed = 0
+        for node in list(model.graph.all_nodes()):
+            if node.op_type == "Reshape" and not node.domain and _same_shape(node):
+                assert node.inputs[0] is not None
+                replace(node.outputs[0], node.inputs[0])
+                removed += 1
+        if removed:
+            shapes.infer(model)
+        return Outcome(self.name, self.made, removed)
+
+
+def _same_shape(reshape: ir.Node) -> bool:
+    before, after = reshape.inputs[0], reshape.outputs[0]
+    if before is None or before.shape is None or after.shape is None or after.is_graph_output():
+        return False
+    if len(before.shape) != len(after.shape):
+        return False
+    # As many elements on both sides: if all axes but one agree, that one does too.
+    return sum(not same_size(a, b) for a, b in zip(before.shape, after.shape, strict=True)) <= 1
 
 
 def _same_type(cast: ir.Node, source: ir.Value) -> bool:

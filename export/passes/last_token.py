@@ -5,6 +5,7 @@ import onnx_ir as ir
 
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import MARKERS, Context, Outcome, Rule, constant, insert, producer
+from rocline.custom_ops.rule_values import columns
 
 _LOGITS = "logits"
 
@@ -12,9 +13,9 @@ _LOGITS = "logits"
 class LastToken(Rule):
     """A marked choice of each row's last token -> ArgMax over its positions, and GatherND.
 
-    The projection to logits behind it becomes one matrix product [B, n] x [n, vocabulary]. Where the weight is the
-    embedding [vocabulary, n] transposed, it is Gemm's transB: a runtime that folds the Transpose would hold the largest
-    tensor of a small model twice.
+    The projection to logits behind it becomes one product of matrices [B, n] and [n, vocabulary]. Where the weight is
+    the embedding [vocabulary, n] transposed, it is Gemm's transB: a runtime that folds the Transpose would hold the
+    largest tensor of a small model twice.
     """
 
     name = "last token"
@@ -40,7 +41,12 @@ def _choose(node: ir.Node, graph: ir.Graph) -> None:
     (last,) = insert(node, "ArgMax", [positions], {"axis": 1, "keepdims": 1})
     (chosen,) = insert(node, "GatherND", [hidden, last], {"batch_dims": 1})
     axes = rewriting.initializer(graph, "token_axis", np.array([1], np.int64))
+    chosen.type = hidden.type
+    if hidden.shape is not None:
+        chosen.shape = ir.Shape([hidden.shape[0], hidden.shape[-1]])
     for user, _ in list(node.outputs[0].uses()):
+        if user.op_type == "Reshape" and _is_row(user.outputs[0], columns(chosen)):
+            rewriting.replace(user.outputs[0], chosen)
         if user.op_type == "MatMul" and user.inputs[0] is node.outputs[0] and _is_matrix(user.inputs[1]):
             product = _product(chosen, user)
             (logits,) = insert(user, "Unsqueeze", [product, axes])
@@ -63,6 +69,11 @@ def _is_matrix(weight: ir.Value | None) -> bool:
     tensor = None if weight is None else (transpose.inputs[0] if transpose is not None else weight)
     array = constant(tensor)
     return array is not None and array.ndim == 2
+
+
+def _is_row(value: ir.Value, size: int | None) -> bool:
+    """Tells whether a value made of [B, 1, n] is [B, n]."""
+    return size is not None and value.shape is not None and len(value.shape) == 2 and columns(value) == size
 
 
 def _one_position(graph: ir.Graph) -> None:

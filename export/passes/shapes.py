@@ -17,6 +17,11 @@ _SHAPE_ELEMENTS = 128
 _SHAPED_LIKE = {
     "rocline::CachedAttention": {0: 0},
     "rocline::SkipRmsNorm": {0: 0, 1: 0},
+    "rocline.marker::Activation": {0: 0},
+    "rocline.marker::Attention": {},  # its heads change places: see `_fill`
+    "rocline.marker::CacheAppend": {0: 0},
+    "rocline.marker::RmsNorm": {0: 0},
+    "rocline.marker::Rotary": {0: 0},
     "com.microsoft::BiasGelu": {0: 0},
     "com.microsoft::FastGelu": {0: 0},
     "com.microsoft::Gelu": {0: 0},
@@ -55,7 +60,7 @@ def infer(model: ir.Model) -> None:
         for node in nodes:
             for output in node.outputs:
                 if not output.is_graph_output():
-                    output.shape = None
+                    output.shape = _kept(node, output.shape)
         proto = onnx.ModelProto(ir_version=10)
         for domain, version in model.opset_imports.items():
             proto.opset_import.add(domain=domain, version=version)
@@ -81,13 +86,34 @@ def _fill(proto: onnx.GraphProto, graph: ir.Graph, nodes: Iterable[ir.Node]) -> 
                 proto.initializer[-1].name = value.name
             elif value.dtype is not None and value.shape is not None:
                 proto.input.append(ir.serde.serialize_value(value))
-        if node.domain:
+        if (node.domain, node.op_type) == (rewriting.MARKERS, "Attention"):
+            # Heads [batch, heads, tokens, head] come out as [batch, tokens, heads, head].
+            names = [[node.inputs[0].name], [node.outputs[0].name]]  # type: ignore[union-attr]
+            proto.node.append(onnx.helper.make_node("Transpose", *names, perm=(0, 2, 1, 3)))
+        elif node.domain:
+            proto.input.extend(ir.serde.serialize_value(output) for output in node.outputs if _is_kept(node, output))
             for output, source in _SHAPED_LIKE.get(f"{node.domain}::{node.op_type}", {}).items():
                 if output < len(node.outputs):
                     names = [[node.inputs[source].name], [node.outputs[output].name]]  # type: ignore[union-attr]
                     proto.node.append(onnx.helper.make_node("Identity", *names))
         elif not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
             proto.node.append(ir.serde.serialize_node(node))
+
+
+def _kept(node: ir.Node, shape: ir.Shape | None) -> ir.Shape | None:
+    """Returns the shape that a rule gave to an operator that nobody else can infer, less the symbols of inference."""
+    if shape is None or not node.domain or f"{node.domain}::{node.op_type}" in _SHAPED_LIKE:
+        return None
+    return ir.Shape([size if isinstance(size, int) or _lasts(size) else None for size in shape])
+
+
+def _lasts(size: ir.SymbolicDim) -> bool:
+    # Inference numbers its own symbols anew each time.
+    return size.value is not None and not size.value.startswith("unk__")
+
+
+def _is_kept(node: ir.Node, output: ir.Value) -> bool:
+    return _kept(node, output.shape) is not None and output.dtype is not None and not output.is_graph_output()
 
 
 def _set(value: ir.Value | None, info: onnx.ValueInfoProto) -> None:
