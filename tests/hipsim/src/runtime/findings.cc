@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "report.h"
@@ -16,6 +17,8 @@ namespace {
 
 std::mutex& mutex = *new std::mutex;
 std::string& untaken = *new std::string;
+std::set<std::string>& said = *new std::set<std::string>;
+constexpr std::size_t kMost = 200;
 
 std::string report_file() { return settings().report + format("/%d.txt", getpid()); }
 
@@ -32,8 +35,10 @@ void append(const std::string& line) {
 void found(const std::string& kind, const std::string& text) {
   const std::string line = "hipsim: " + kind + ": " + text + "\n";
   std::lock_guard<std::mutex> guard(mutex);
+  if (said.size() > kMost || !said.insert(line).second) return;
   untaken += line;
   append(line);
+  if (said.size() > kMost) append("hipsim: more than 200 findings; the others are not reported\n");
   write_log("\"finding\": " + quote(kind) + ", \"text\": " + quote(text));
 }
 
@@ -60,6 +65,7 @@ HIPSIM_API std::size_t hipsim_take_findings(char* buffer, std::size_t size) {
   if (!settings().report.empty()) unlink(report_file().c_str());
   const std::size_t length = untaken.size();
   untaken.clear();
+  said.clear();
   return length;
 }
 

@@ -78,7 +78,7 @@ static int instantiate(hipGraphExec_t* executable, hipGraph_t graph) {
   for (const Node& node : state.graph.nodes)
     while (state.branches.size() <= static_cast<std::size_t>(node.branch))
       state.branches.push_back(
-          &make_queue(format("g%zu.%zu (of a graph)", executables_made, state.branches.size()), false));
+          &make_queue(format("g%zu.%zu", executables_made, state.branches.size()), false));
   executables[*executable] = std::move(state);
   made(kExecutable, *executable);
   return kSuccess;

@@ -105,9 +105,10 @@ Queue& null_queue() {
 }
 const std::vector<Queue*>& all_queues() { return queues; }
 
+std::string describe(const Queue& queue) { return queue.name + (queue.blocking ? "" : " (non-blocking)"); }
 std::string describe(const Operation& operation) {
-  return format("%s (call %llu) on %s", operation.task.name.c_str(), static_cast<unsigned long long>(operation.call),
-                operation.queue->name.c_str());
+  return format("%s (call %llu) on ", operation.task.name.c_str(), static_cast<unsigned long long>(operation.call)) +
+         describe(*operation.queue);
 }
 
 OperationPtr push(Lock& held, Queue& queue, Task task, const Push& options) {

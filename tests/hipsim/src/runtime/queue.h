@@ -29,7 +29,9 @@ struct Operation {
 };
 using OperationPtr = std::shared_ptr<Operation>;
 
-// "hipMemcpyAsync(D2D) (call 12) on s1"
+// "s1 (non-blocking)"
+std::string describe(const Queue& queue);
+// "hipMemcpyAsync(D2D) (call 12) on s1 (non-blocking)"
 std::string describe(const Operation& operation);
 
 struct Queue {

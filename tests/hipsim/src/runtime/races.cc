@@ -46,7 +46,7 @@ std::string missing_edge(const Past& earlier, const Operation& later) {
   text += known ? format("waited for %s only up to its operation %u, not %u", earlier.queue->name.c_str(), known,
                          earlier.epoch)
                 : "never waited for " + earlier.queue->name;
-  if (&queue == &null_queue() || earlier.queue == &null_queue())
+  if ((&queue == &null_queue() && !earlier.queue->blocking) || (earlier.queue == &null_queue() && !queue.blocking))
     text += "; a non-blocking stream and the null stream do not wait for each other";
   return text + "; missing: an event recorded on " + earlier.queue->name + " after the first and waited for by " +
          queue.name + " before the second, or the host waiting in between";
@@ -56,7 +56,7 @@ void report(const char* kind, const Past& earlier, const Operation& later, std::
   static std::set<std::string>& said = *new std::set<std::string>;
   if (!said.insert(kind + earlier.name + earlier.queue->name + later.task.name + later.queue->name).second) return;
   found("race", std::string(kind) + ": " + describe(later) + ", and before it " + earlier.name +
-                    format(" (call %llu) on ", static_cast<unsigned long long>(earlier.call)) + earlier.queue->name +
+                    format(" (call %llu) on ", static_cast<unsigned long long>(earlier.call)) + describe(*earlier.queue) +
                     ": " + describe_range(start, end) + "; " + missing_edge(earlier, later));
 }
 

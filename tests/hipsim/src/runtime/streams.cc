@@ -31,12 +31,13 @@ int create(hipStream_t* stream, unsigned flags, int priority) {
   const Lock held = lock();
   const auto number = streams.size() + 1;
   const bool blocking = !(flags & kNonBlocking);
-  Queue& queue = make_queue("s" + std::to_string(number) + (blocking ? "" : " (non-blocking)"), blocking);
+  Queue& queue = make_queue("s" + std::to_string(number), blocking);
   // No address of this process: who follows it faults.
   *stream = reinterpret_cast<hipStream_t>(0x510000000000 + number * 0x100);
   streams[*stream] = {&queue, flags, priority};
   made(kKind, *stream, queue.name);
-  note("stream %s is %llu", queue.name.c_str(), reinterpret_cast<unsigned long long>(*stream));
+  write_log(format("\"stream\": \"%s\", \"handle\": %llu, \"blocking\": %s", queue.name.c_str(),
+                   reinterpret_cast<unsigned long long>(*stream), blocking ? "true" : "false"));
   return kSuccess;
 }
 
