@@ -120,3 +120,23 @@ class Driver(ABC):
     @abstractmethod
     def fill(self, target: int, byte: int, nbytes: int, stream: int) -> None:
         """Queues setting each of ``nbytes`` bytes to ``byte``."""
+
+    @abstractmethod
+    def begin_capture(self, stream: int) -> None:
+        """Lets what this thread queues on the stream from now on be recorded instead of done."""
+
+    @abstractmethod
+    def end_capture(self, stream: int) -> int:
+        """Ends the recording and returns the handle of a graph that can be launched."""
+
+    @abstractmethod
+    def abandon_capture(self, stream: int) -> None:
+        """Ends the recording, whatever became of it, and forgets it."""
+
+    @abstractmethod
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Queues on the stream what a graph recorded."""
+
+    @abstractmethod
+    def destroy_graph(self, graph: int) -> None:
+        """Frees a graph of which no launch is under way."""

@@ -11,6 +11,7 @@ from rocline.runtime.devices.driver import Direction, Driver
 _OUT_OF_MEMORY, _NOT_READY = 2, 600
 _NON_BLOCKING = 1
 _NO_TIMING = 2
+_THREAD_LOCAL = 1
 
 _ALLOCATION = "asked {0:,} bytes"
 _COPY = "{2:,} bytes, {3.name}, stream {4:#x}"
@@ -128,6 +129,36 @@ class GpuDriver(Driver):
         """Queues a fill."""
         if nbytes:
             self._call("MemsetAsync", target, byte, nbytes, stream, about=_FILL)
+
+    def begin_capture(self, stream: int) -> None:
+        """Begins recording this thread's work on a stream; calls that would break it fail in this thread only."""
+        mode = getattr(self._bindings, f"{self._prefix}StreamCaptureMode")(_THREAD_LOCAL)
+        self._call("StreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: int) -> int:
+        """Ends the recording and returns an executable graph."""
+        graph = self._call("StreamEndCapture", stream)
+        try:
+            made = self._call("GraphInstantiate", graph, 0)
+            # HIP's gives the place of an error too.
+            return int(made[0] if isinstance(made, tuple) else made)
+        finally:
+            self._call("GraphDestroy", graph)
+
+    def abandon_capture(self, stream: int) -> None:
+        """Ends the recording; a capture that a call broke says so here, once more."""
+        status, graph = self._function("StreamEndCapture")(stream)
+        if status == 0:
+            self._call("GraphDestroy", graph)
+        self._forget_error()
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Launches an executable graph."""
+        self._call("GraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Destroys an executable graph."""
+        self._call("GraphExecDestroy", graph)
 
     def _function(self, name: str) -> Callable[..., tuple[Any, ...]]:
         function = self._calls.get(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rocline.errors import DeviceMemoryError
+from rocline.errors import DeviceError, DeviceMemoryError
 from rocline.runtime.devices.driver import Direction, Driver
 
 # A cache line; vector loads of that width need no more.
@@ -100,3 +100,21 @@ class HostDriver(Driver):
     def fill(self, target: int, byte: int, nbytes: int, stream: int) -> None:
         """Fills at once."""
         ctypes.memset(target, byte, nbytes)
+
+    def begin_capture(self, stream: int) -> None:
+        """Raises DeviceError: what is done at once cannot be recorded."""
+        raise DeviceError("cpu: the host records no graphs")
+
+    def end_capture(self, stream: int) -> int:
+        """Raises DeviceError."""
+        raise DeviceError("cpu: no graph is being recorded")
+
+    def abandon_capture(self, stream: int) -> None:
+        """Does nothing."""
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Raises DeviceError."""
+        raise DeviceError("cpu: the host has no graphs")
+
+    def destroy_graph(self, graph: int) -> None:
+        """Does nothing."""
