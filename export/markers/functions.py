@@ -193,7 +193,7 @@ class LastToken(Function):
 class Head(Function):
     """The product with the output embeddings: x [B, 1, n], weight [V, n], bias [V] or None -> [B, 1, V].
 
-    No marker: it is a Gemm between reshapes, which reads the weight as it lies. A MatMul wants it transposed, and where
+    No marker: it is a Gemm of matrices, which reads the weight as it lies. A MatMul wants it transposed, and where
     the token embedding shares it that is a second copy.
     """
 
@@ -203,10 +203,7 @@ class Head(Function):
 
     @staticmethod
     def symbolic(graph: Any, x: Any, weight: Any, bias: Any) -> Any:
-        vocabulary, width = weight.type().sizes()
-
-        def reshaped(value: Any, *sizes: int) -> Any:
-            return graph.op("Reshape", value, graph.op("Constant", value_t=torch.tensor(sizes)))
-
-        operands = [reshaped(x, -1, width), weight, *([] if bias is None or bias.node().mustBeNone() else [bias])]
-        return _typed(reshaped(graph.op("Gemm", *operands, transB_i=1), -1, 1, vocabulary), x, [None, 1, vocabulary])
+        axis = graph.op("Constant", value_t=torch.tensor([1]))
+        given = [] if bias is None or bias.node().mustBeNone() else [bias]
+        product = graph.op("Gemm", graph.op("Squeeze", x, axis), weight, *given, transB_i=1)
+        return _typed(graph.op("Unsqueeze", product, axis), x, [None, 1, weight.type().sizes()[0]])
