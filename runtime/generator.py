@@ -65,6 +65,7 @@ class Generator:
     Attributes:
         tokenizer: the model's tokenizer.
         config: what ends a generation, from the model's configuration.
+        prefill_chunk: what streams that begin from now on take.
 
     Raises:
         ModelError: the model is no decoder-only model with a cache, or a file is missing or damaged.
@@ -99,7 +100,7 @@ class Generator:
             if interface.static
             else GrowingDecoder(self._session, interface, device_id)
         )
-        self._prefill_chunk = prefill_chunk or self._decoder.prefill_chunk
+        self.prefill_chunk = prefill_chunk or self._decoder.prefill_chunk
         self.tokenizer = TextTokenizer(folder)
 
     @property
@@ -188,7 +189,7 @@ class Generator:
             stop=stop,
             eos_ids=self.config.eos_ids,
             max_new_tokens=wanted if limit is None else min(wanted, limit - len(ids)),
-            prefill_chunk=self._prefill_chunk,
+            prefill_chunk=self.prefill_chunk,
         )
         return TextStream(self._decoder, self.tokenizer, ids, plan, cache)
 

@@ -136,13 +136,14 @@ class StaticDecoding(Decoding):
         """Binds every input and output for runs of ``count`` tokens that give ``output``."""
         from onnxruntime import OrtValue
 
-        self._ids, self._positions = np.empty((2, 1, count), np.int64)
-        fed = {"input_ids": self._ids, "position_ids": self._positions, **self._cache, **self._head.inputs}
+        ids, positions = np.empty((2, 1, count), np.int64)
+        fed = {"input_ids": ids, "position_ids": positions, **self._cache, **self._head.inputs}
         binding = self._decoder.session.ort.io_binding()
-        # On the CPU an OrtValue is the array's own memory.
+        # An OrtValue is the array's own memory, and keeps neither it nor itself alive in the binding.
         for name, array in fed.items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
         binding.bind_ortvalue_output(output, OrtValue.ortvalue_from_numpy(self._outputs[output]))
         for past, present in self._decoder.interface.present.items():
             binding.bind_ortvalue_output(present, OrtValue.ortvalue_from_numpy(self._cache[past]))
+        self._ids, self._positions = ids, positions
         self._binding, self._bound = binding, (count, output)

