@@ -95,7 +95,7 @@ def compare(path: Path, case: Case) -> list[Layer]:
     import onnx
 
     layers = _run_torch(case)
-    model = _branch(onnx.load_model(path, load_external_data=False), case)
+    model = branch(onnx.load_model(path, load_external_data=False), case)
     tensors = _scoped_tensors(model, {layer.name for layer in layers})
     outputs = {output.name for output in model.graph.output}
     for name in sorted({tensor for candidates in tensors.values() for tensor in candidates} - outputs):
@@ -114,10 +114,19 @@ def compare(path: Path, case: Case) -> list[Layer]:
     return compared
 
 
-def peak(case: Case) -> tuple[str, float]:
-    """Returns the layer with the largest output in PyTorch, and the largest absolute value in it."""
-    peaks = ((layer.name, float(np.abs(layer.output).max(initial=0.0))) for layer in _run_torch(case))
-    return max(peaks, key=lambda entry: entry[1], default=("", 0.0))
+def branch(model: "onnx.ModelProto", case: Case) -> "onnx.ModelProto":
+    """Returns a merged decoder's branch that the case takes as a graph of its own; any other model as it is."""
+    taken = case.feeds.get("use_cache_branch")
+    switches = [node for node in model.graph.node if node.op_type == "If"]
+    if taken is None or len(switches) != 1:
+        return model
+    wanted = "then_branch" if bool(taken[0]) else "else_branch"
+    branch = next(attribute.g for attribute in switches[0].attribute if attribute.name == wanted)
+    single = copy.copy(model)
+    del single.graph.node[:], single.graph.output[:]
+    single.graph.node.extend(branch.node)
+    single.graph.initializer.extend(branch.initializer)
+    return single
 
 
 def _farthest(got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None) -> float:
@@ -176,21 +185,6 @@ def _scoped_tensors(model: "onnx.ModelProto", modules: set[str]) -> dict[str, li
     }
 
 
-def _branch(model: "onnx.ModelProto", case: Case) -> "onnx.ModelProto":
-    """Returns a merged decoder's branch that the case takes as a graph of its own; any other model as it is."""
-    taken = case.feeds.get("use_cache_branch")
-    switches = [node for node in model.graph.node if node.op_type == "If"]
-    if taken is None or len(switches) != 1:
-        return model
-    wanted = "then_branch" if bool(taken[0]) else "else_branch"
-    branch = next(attribute.g for attribute in switches[0].attribute if attribute.name == wanted)
-    single = copy.copy(model)
-    del single.graph.node[:], single.graph.output[:]
-    single.graph.node.extend(branch.node)
-    single.graph.initializer.extend(branch.initializer)
-    return single
-
-
 def _run_onnx(
     model: "onnx.ModelProto", path: Path, folder: Path, case: Case, stack: ExitStack
 ) -> dict[str, npt.NDArray[Any]]:
@@ -201,7 +195,7 @@ def _run_onnx(
     names = [output.name for output in model.graph.output]
     onnx.load_external_data_for_model(model, str(path.parent))
     onnx.save_model(model, folder / path.name, save_as_external_data=True, location="weights")
-    session, _ = parity.open_session(folder / path.name, stack)
+    session = parity.open_session(folder / path.name, stack)
     try:
         return dict(zip(names, session.run(names, case.feeds), strict=True))
     except Exception as error:

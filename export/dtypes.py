@@ -7,7 +7,7 @@ has no half kernel for, stays in fp32 between Casts (`rocline.export.precision` 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rocline.errors import ExportError
-from rocline.export import element_types, graph_files, precision
+from rocline.export import element_types, graph_files, overflow, precision
 from rocline.export.targets import Target
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -25,25 +25,33 @@ _NAMES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(
 _CACHE = ("past_key_values.", "present.")
 # Bounds of a Clip mean what they say; elsewhere a huge constant is a mask, and leaves room for what is added to it.
 _BOUNDING = frozenset({"Clip", "Max", "Min"})
+# A number that is added or chosen instead of a score hides it; one that multiplies does not. No weight is so large.
+_HIDING = frozenset({*_BOUNDING, "Add", "Expand", "Sub", "Where"})
+_HUGE = 1e8
+# How many nodes of an island a note names.
+_NAMED = 6
 _MADE_FROM_ATTRIBUTES = frozenset({"Cast", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform"})
 
 
-def convert(path: Path, dtype: str, target: Target) -> list[str]:
+def convert(path: Path, dtype: str, target: Target, peaks: Mapping[str, float] | None = None) -> list[str]:
     """Converts an fp32 ONNX file, and returns notes on what was clamped or stayed in fp32.
 
     Args:
         path: the file; it is rewritten.
         dtype: ``fp16`` or ``bf16``.
         target: the runtime the file is for.
+        peaks: for fp16, the largest magnitude of each value, from `rocline.export.overflow.scan`: what makes or reads
+            one that may overflow stays in fp32.
 
     Raises:
-        ExportError: for bf16, the target has no bf16 kernel for some of the operators, which are named.
+        ExportError: for bf16, the target has no bf16 kernel for some of the operators, which are named; for fp16, the
+            KV cache would overflow.
     """
     if dtype not in target.dtypes:
         raise ExportError(f"dtype {dtype!r}: target {target.name!r} runs {', '.join(target.dtypes)}")
     model = ir.load(path)
     element_types.infer(model)
-    conversion = _Conversion(model, dtype, target)
+    conversion = _Conversion(model, dtype, target, peaks or {})
     notes = conversion.run()
     _save(model, path)
     return notes
@@ -52,22 +60,27 @@ def convert(path: Path, dtype: str, target: Target) -> list[str]:
 class _Conversion:
     """One file on its way from fp32 to a half type."""
 
-    def __init__(self, model: ir.Model, dtype: str, target: Target):
+    def __init__(self, model: ir.Model, dtype: str, target: Target, peaks: Mapping[str, float]):
         self.model = model
+        self.peaks = peaks
         self.name = dtype
         self.half = _TYPES[dtype]
         self.target = target
         self.limits: Any = ml_dtypes.finfo(self.half.numpy())  # type: ignore[no-untyped-call]
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self.constants: dict[tuple[ir.Value, ir.DataType, bool], ir.Value] = {}
+        self.constants: dict[tuple[ir.Value, ir.DataType, bool, bool], ir.Value] = {}
         self.clamped: dict[str, None] = {}
+        self.derived: set[ir.Node] = set()
         self.names = {output.name for node in model.graph.all_nodes() for output in node.outputs}
         self.names.update(name for graph in (model.graph, *model.graph.subgraphs()) for name in graph.initializers)
 
     def run(self) -> list[str]:
         self._drop_idle_casts()
         nodes = list(self.model.graph.all_nodes())
+        self.derived = precision.integer_derived(nodes)
         kept = precision.keep_in_fp32(self.model.graph, float(self.limits.smallest_subnormal))
+        overflowing = self._overflowing(nodes)
+        kept.update(overflowing)
         lacking = [node for node in nodes if node not in kept and not self._runs(node)]
         refused = [node for node in lacking if _computes(node)]
         if refused and self.name == "bf16":
@@ -91,10 +104,57 @@ class _Conversion:
         notes = [f"stayed in fp32, since {self.target.name} has no {self.name} kernel: {_counted(lacking)}"] * bool(
             lacking
         )
+        if overflowing:
+            notes.append(self._island(overflowing))
         if self.clamped:
             first = ", ".join(list(self.clamped)[:3])
             notes.append(f"clamped {len(self.clamped)} constants outside the range of {self.name}: {first}")
         return notes
+
+    def _overflowing(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """Returns the nodes that make or read a value, or hold a weight, outside the half type's range."""
+        large = overflow.values(self.model.graph, self.peaks, float(self.limits.max))
+        for value in large:
+            if (value.name or "").startswith(_CACHE):
+                raise ExportError(
+                    f"dtype {self.name!r}: {value.name} reaches {self.peaks[value.name or '']:.3g} on the sample "
+                    f"inputs, which a cache in {self.name} cannot hold: choose bf16 or fp32"
+                )
+        return [
+            node
+            for node in nodes
+            if any(value in large for value in (*node.inputs, *node.outputs))
+            or any(self._outside(value) and not self._is_mask(value, node) for value in node.inputs)
+        ]
+
+    def _outside(self, value: ir.Value | None) -> bool:
+        """Tells whether a value is a float constant with finite elements outside the half type's range."""
+        tensor = precision.constant(value) if precision.is_float(value) else None
+        if tensor is None:
+            return False
+        array = tensor.numpy()
+        return bool((np.isfinite(array) & (np.abs(array) > float(self.limits.max))).any())
+
+    def _is_mask(self, value: ir.Value | None, node: ir.Node) -> bool:
+        """Tells whether a large constant is there to hide or to bound something, and may be clamped."""
+        tensor = precision.constant(value)
+        assert tensor is not None
+        array = tensor.numpy()
+        outside = array[np.isfinite(array) & (np.abs(array) > float(self.limits.max))]
+        alone = array.size == 1 and node.op_type in _HIDING
+        return node in self.derived or alone or bool((outside == outside[0]).all() and outside[0] <= -_HUGE)
+
+    def _island(self, nodes: Sequence[ir.Node]) -> str:
+        def height(node: ir.Node) -> float:
+            return max((self.peaks.get(value.name or "", 0.0) for value in node.outputs), default=0.0)
+
+        highest = max(nodes, key=height)
+        named = ", ".join(f"{node.op_type} {node.name}" for node in nodes[:_NAMED])
+        more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+        return (
+            f"kept {len(nodes)} nodes in fp32, for values near or beyond {float(self.limits.max):.0f} on the sample "
+            f"inputs (at most {height(highest):.3g}, {highest.op_type} {highest.name}): {named}{more}"
+        )
 
     def _drop_idle_casts(self) -> None:
         """Removes Casts from float32 to float32, which a tracer leaves where PyTorch upcasts a half model."""
@@ -140,7 +200,7 @@ class _Conversion:
 
     def _drop_unused(self) -> None:
         """Removes constants that have been converted; what replaced an initializer takes its name."""
-        for (value, _, _), made in self.constants.items():
+        for (value, _, _, _), made in self.constants.items():
             producer, graph, name = value.producer(), value.graph, value.name
             if made is value or value.uses() or value.is_graph_output():
                 continue
@@ -160,7 +220,7 @@ class _Conversion:
         if schema is None:
             return self.target.runs(node.op_type, self.name, node.domain)
         outputs = [schema.output(index) for index, value in enumerate(node.outputs) if precision.is_float(value)]
-        if any(_NAMES[self.half] not in schema.allowed.get(output, (output,)) for output in outputs[:1]):
+        if any(_NAMES[self.half] not in schema.allowed[output] for output in outputs[:1] if output in schema.allowed):
             return False
         return self.target.runs(node.op_type, self.name, node.domain, schema.since)
 
@@ -204,7 +264,8 @@ class _Conversion:
     def _as(self, value: ir.Value, needed: ir.DataType, user: ir.Node | None) -> ir.Value:
         """Returns the value in another type: a converted constant, or a Cast right after it, made once."""
         if precision.constant(value) is not None:
-            return self._constant(value, needed, bounding=user is not None and user.op_type in _BOUNDING)
+            clamp = user is None or not self._outside(value) or self._is_mask(value, user)
+            return self._constant(value, needed, clamp=clamp, bounding=user is not None and user.op_type in _BOUNDING)
         if value.dtype == needed:
             return value
         if (value, needed) not in self.casts:
@@ -222,14 +283,21 @@ class _Conversion:
         return self.casts[value, needed]
 
     def _constant(
-        self, value: ir.Value, needed: ir.DataType, *, bounding: bool, owner: ir.Graph | None = None
+        self,
+        value: ir.Value,
+        needed: ir.DataType,
+        *,
+        bounding: bool,
+        clamp: bool = True,
+        owner: ir.Graph | None = None,
     ) -> ir.Value:
-        key = (value, needed, bounding)
+        key = (value, needed, bounding, clamp)
         if key not in self.constants:
             tensor = precision.constant(value)
             assert tensor is not None
             original = tensor.numpy()
-            array = self._clamped(original, value.name or "", bounding=bounding).astype(needed.numpy(), copy=False)
+            held = self._clamped(original, value.name or "", bounding=bounding) if clamp else original
+            array = held.astype(needed.numpy(), copy=False)
             if array is original:
                 self.constants[key] = value
             else:

@@ -10,6 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rocline import custom_ops
+
 # Control flow passes values through its subgraphs; its schema's type variables tell nothing.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _TYPE_ATTRIBUTES = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype", "RandomUniform": "dtype"}
@@ -51,8 +53,23 @@ def schema(domain: str, op_type: str, opset: int) -> Schema | None:
         except onnx.defs.SchemaError:
             return None
         return _schema(found, "type_str")
+    if domain == custom_ops.DOMAIN:
+        return _own(op_type)
     found = _contributed().get((domain, op_type))
     return _schema(found, "typeStr") if found else None
+
+
+def _own(op_type: str) -> Schema | None:
+    """Returns the schema of one of rocline's operators, from its spec."""
+    spec = custom_ops.specs().get(op_type)
+    if spec is None:
+        return None
+    return Schema(
+        since=custom_ops.VERSION,
+        inputs=tuple(_TENSORS.get(argument.dtype, argument.dtype) for argument in spec.inputs),
+        outputs=tuple(_TENSORS.get(argument.dtype, argument.dtype) for argument in spec.outputs),
+        allowed={"T": frozenset(_TENSORS[dtype] for dtype in spec.dtypes)},
+    )
 
 
 @functools.cache
@@ -134,6 +151,11 @@ def _constant_type(node: ir.Node) -> ir.DataType | None:
     return ir.DataType.INT64 if integers else ir.DataType.FLOAT
 
 
+# ONNX's names of the types that specs name as NumPy does.
+_TENSORS = {
+    "float32": "tensor(float)",
+    **{name: f"tensor({name})" for name in ("float16", "bfloat16", "int32", "int64")},
+}
 _FIXED = {
     "tensor(float)": ir.DataType.FLOAT,
     "tensor(double)": ir.DataType.DOUBLE,

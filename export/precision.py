@@ -31,7 +31,7 @@ def keep_in_fp32(graph: ir.Graph, smallest: float) -> set[ir.Node]:
         smallest: the smallest positive value of the half type.
     """
     nodes = list(graph.all_nodes())
-    kept = _integer_derived(nodes)
+    kept = integer_derived(nodes)
     for node in nodes:
         if node.op_type in _SUMS and (squared := _square_of(node.inputs[0])) is not None:
             square = node.inputs[0].producer()  # type: ignore[union-attr]
@@ -63,7 +63,8 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def _integer_derived(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+def integer_derived(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """Returns the nodes that compute floats from integers and constants alone: positions, angles, masks, buckets."""
     derived: set[ir.Value] = set()
     moved: dict[ir.Value, ir.Node] = {}
     kept: set[ir.Node] = set()

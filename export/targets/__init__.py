@@ -25,13 +25,18 @@ class Kernel:
     """One registration: the operator versions ``since`` to ``until`` (None: just ``since``'s own), for some types.
 
     Attributes:
-        floats: NumPy names, or ``bfloat16``; empty where the kernel's name does not tell them, as with operators that
-            only move data and are registered for every type, or by the type of their indices.
+        types: NumPy names, or ``bfloat16``; empty where the kernel's name does not tell them, as with operators that
+            only move data and are registered for every type.
     """
 
     since: int
     until: int | None
-    floats: frozenset[str]
+    types: frozenset[str]
+
+    @property
+    def floats(self) -> frozenset[str]:
+        """The floating-point types among them; none, too, where a kernel is named after the type of its indices."""
+        return frozenset(name for name in self.types if "float" in name)
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,34 @@ class Target:
             return False
         if domain == "com.microsoft" and not self.contrib_ops:
             return False
-        if self.kernels is None or domain == custom_ops.DOMAIN:
+        if domain == custom_ops.DOMAIN:
+            return self.custom_ops
+        if self.kernels is None:
             return True
         accepted = {DTYPES[dtype]} | ({"float32"} if dtype in self.widens else set())
         untyped = dtype != "bf16" or op_type in self.moves
         return any(
             _covers(kernel, version) and (not accepted.isdisjoint(kernel.floats) if kernel.floats else untyped)
+            for kernel in self.kernels.get((domain or "ai.onnx", op_type), ())
+        )
+
+    def has_kernel(self, op_type: str, types: frozenset[str], domain: str = "", version: int | None = None) -> bool:
+        """Tells whether the provider is expected to run a node of a graph.
+
+        Args:
+            op_type, domain, version: as in `runs`.
+            types: of all its inputs and outputs, as NumPy names them. A half type among them is what it computes in,
+                else float32; a node without floats needs a kernel that is registered for one of them.
+        """
+        dtype = next((dtype for dtype in ("bf16", "fp16", "fp32") if DTYPES[dtype] in types), None)
+        if dtype is not None:
+            return self.runs(op_type, dtype, domain, version)
+        if domain == custom_ops.DOMAIN:
+            return self.custom_ops
+        if self.kernels is None:
+            return op_type not in self.never
+        return any(
+            _covers(kernel, version) and (not kernel.types or not types.isdisjoint(kernel.types))
             for kernel in self.kernels.get((domain or "ai.onnx", op_type), ())
         )
 
@@ -125,7 +152,7 @@ def read_kernels(path: Path) -> dict[tuple[str, str], tuple[Kernel, ...]]:
     for line in path.read_text("utf-8").splitlines():
         domain, op, versions, *types = line.split()
         since, _, until = versions.partition("-")
-        floats = frozenset(name for group in types for name in group.split("/") if "float" in name)
-        kernel = Kernel(int(since), int(until) if until else None, floats)
+        named = frozenset(name for group in types for name in group.split("/"))
+        kernel = Kernel(int(since), int(until) if until else None, named)
         kernels[domain, op] = (*kernels.get((domain, op), ()), kernel)
     return kernels
