@@ -39,7 +39,6 @@ class Library:
         sources: files and folders of src/.
         unsupported: what a function that is not simulated returns, as the library's "not supported".
         aliases: other names of the file.
-        preload: whether the run script puts it into LD_PRELOAD.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Library:
     sources: tuple[str, ...]
     unsupported: int
     aliases: tuple[str, ...] = ()
-    preload: bool = False
 
 
 RUNTIME = Library("libamdhip64.so.7", r"hip(?!blas|fft)|__hip", ("runtime", "modules", "provider"), 801, ("libamdhip64.so",))
