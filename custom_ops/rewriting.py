@@ -65,12 +65,14 @@ class Context:
         runs: ``runs(op_type, domain="")`` tells whether the target has the operator in that dtype.
         provider: the target's execution provider, by ONNX Runtime's name.
         custom_ops: whether the target runs rocline's own operators: without it no rule of an op is applied.
+        sampling_head: whether a decoder shall choose its next token itself.
     """
 
     dtype: str
     runs: Callable[..., bool]
     provider: str
     custom_ops: bool = True
+    sampling_head: bool = False
 
 
 class Rule(ABC):

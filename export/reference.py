@@ -6,8 +6,8 @@ same inputs by the same names, so that both sides apply the same defaults to wha
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rocline.errors import ExportError
+from rocline.export import static_reference
 from rocline.export.samples import Samples
 from rocline.runtime.manifest import OnnxModel, TensorSpec
 
@@ -61,7 +62,8 @@ def cases(torch_model: Any, task: str, samples: Samples, onnx_files: dict[str, P
         task: Hugging Face task name, for messages.
         samples: what to feed, by the torch model's names.
         onnx_files: paths by file name. A decoder with a cache gets, for each batch, a prefill with an empty cache and a
-            decode step with the cache that PyTorch made there; an encoder-decoder's decoder gets both of its branches.
+            decode step with the cache that PyTorch made there; one whose cache has a fixed size also gets the second
+            half of a prefill in chunks; an encoder-decoder's decoder gets both of its branches.
 
     Raises:
         ExportError: a file has an input that is not known how to fill, or an output that the torch model lacks.
@@ -75,6 +77,19 @@ def cases(torch_model: Any, task: str, samples: Samples, onnx_files: dict[str, P
             for batch in samples.inputs:
                 found.extend(file.cases(batch))
     return found
+
+
+def refed(found: Iterable[Case], onnx_files: Mapping[str, Path]) -> list[Case]:
+    """Returns the same runs for files whose dtype has changed since: what is fed has the types they take now."""
+    from rocline.export import graph_files
+
+    inputs = {
+        name: {spec.name: spec for spec in graph_files.interface(path).inputs} for name, path in onnx_files.items()
+    }
+    return [
+        replace(case, feeds={name: _as_fed(array, inputs[case.model][name]) for name, array in case.feeds.items()})
+        for case in found
+    ]
 
 
 class _File:
@@ -91,6 +106,8 @@ class _File:
         cached = any(name.startswith(_PAST) for name in self.inputs)
         if cached and "encoder_hidden_states" in self.inputs:
             return self._encoder_decoder(batch)
+        if cached and self._is_static():
+            return self._static(batch)
         if cached:
             return self._decoder(batch)
         if "encoder" in self.name and self.model.config.is_encoder_decoder:
@@ -128,6 +145,33 @@ class _File:
         )
         past = {name: case.expected[name.replace(_PAST, _PRESENT)] for name in past}
         yield self._decoder_step("decode step", arrays, past, key_mask=longer, query_mask=None)
+
+    def _is_static(self) -> bool:
+        """Tells whether the cache has a fixed size: what comes out is what went in, with slots replaced."""
+        past = {name: spec for name, spec in self.inputs.items() if name.startswith(_PAST)}
+        return all(spec.shape == self.outputs[name.replace(_PAST, _PRESENT)].shape for name, spec in past.items())
+
+    def _static(self, batch: Arrays) -> Iterator[Case]:
+        mask = batch.get("attention_mask", np.ones_like(batch["input_ids"]))
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for step in static_reference.steps(self.model, batch["input_ids"], mask, most):
+            yield Case(
+                self.name,
+                step.name,
+                {name: _as_fed(step.arrays[name], spec) for name, spec in self.inputs.items()},
+                step.expected,
+                {name: step.live for name in step.expected if name.startswith(_PRESENT)},
+                None if step.tokens.all() else step.tokens,
+                self._replay(step.run),
+                self.model,
+            )
+
+    def _replay(self, run: Callable[[], Any]) -> Callable[[], None]:
+        def replay() -> None:
+            with _as_reference(self.model):
+                run()
+
+        return replay
 
     def _decoder_step(
         self,
@@ -271,12 +315,8 @@ class _File:
                 real[name] = mask.astype(bool)
         feeds = {name: _as_fed(array, self.inputs[name]) for name, array in arrays.items()}
 
-        def replay() -> None:
-            with _as_reference(self.model):
-                run()
-
         tokens = None if mask is None or mask.all() else mask.astype(bool)
-        return Case(self.name, step, feeds, expected, real, tokens, replay, root)
+        return Case(self.name, step, feeds, expected, real, tokens, self._replay(run), root)
 
     def _varies(self, output: str) -> bool:
         """Tells whether an output's second axis is a sequence: a symbol, not a size that happens to be equal."""

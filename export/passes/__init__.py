@@ -5,6 +5,7 @@ are found there; the others are here, one a file. `ORDER` is the one place that 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -40,7 +41,7 @@ ORDER: tuple[Rule | Stage, ...] = (
 )
 
 
-def run(model: ir.Model, target: Target, dtype: str) -> list[Outcome]:
+def run(model: ir.Model, target: Target, dtype: str, *, sampling_head: bool = False) -> list[Outcome]:
     """Runs all passes over a model in fp32, in place.
 
     Args:
@@ -48,11 +49,12 @@ def run(model: ir.Model, target: Target, dtype: str) -> list[Outcome]:
         target: the runtime that will load the model.
         dtype: ``fp32``, ``fp16`` or ``bf16``: what the model is converted to afterwards; only operators that the target
             has in it are put in.
+        sampling_head: let a decoder with a cache of fixed size choose its next token itself.
 
     Returns:
         What each pass did, in order; passes that found nothing of theirs are left out.
     """
-    context = context_for(target, dtype)
+    context = replace(context_for(target, dtype), sampling_head=sampling_head)
     outcomes = []
     for rule in _rules(context):
         outcome = rule.apply(model, context)
