@@ -48,8 +48,7 @@ struct Architecture {
 const Architecture& architecture();
 
 // Starts a call of a library's function: writes it to the call log, and returns the code that fault injection wants it
-// to fail with, or 0.  `format` describes the arguments as
-// "name=value, name=value".
+// to fail with, or 0.  `format` describes the arguments as "name=value, ...".
 int call(const char* function, const void* caller, const char* format, ...) __attribute__((format(printf, 3, 4)));
 // First in every function of the libraries: logs the call and returns the code that was injected.
 #define HIPSIM_CALL(...)                                                                                        \
@@ -63,8 +62,9 @@ std::string stream_name(hipStream_t stream);
 // Queues work; the code of hipErrorInvalidHandle for a stream that is none.  While the stream is captured it becomes
 // a node of the graph.
 int enqueue(hipStream_t stream, Task task);
-// Called by a running task about an access that its list did not name: bounds, use after free, races.
-void touch(const void* address, std::size_t bytes, bool writes);
+// Called by a running task about an access that its list did not name: bounds, use after free, races.  False where the
+// address is no memory that the device knows.
+bool touch(const void* address, std::size_t bytes, bool writes);
 // A finding that makes the exit status 86: "unknown kernel ...".
 void finding(const char* kind, const char* format, ...) __attribute__((format(printf, 2, 3)));
 // Objects that must be gone at exit ("hipblas handle", ...), by pointer.

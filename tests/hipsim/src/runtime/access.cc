@@ -49,12 +49,14 @@ bool check_accesses(const Operation& operation) {
   return permitted;
 }
 
-void touch(const void* address, std::size_t bytes, bool writes) {
+bool touch(const void* address, std::size_t bytes, bool writes) {
   const Operation* operation = running_operation();
-  if (!operation) return;
+  if (!operation) return true;
   const Lock held = lock();
   // A kernel's own variables are no allocations.
-  if (find_allocation(address)) check_access(*operation, {address, bytes, writes});
+  if (!find_allocation(address)) return false;
+  check_access(*operation, {address, bytes, writes});
+  return true;
 }
 
 }  // namespace hipsim
