@@ -53,7 +53,7 @@ def convert(path: Path, dtype: str, target: Target, peaks: Mapping[str, float] |
     element_types.infer(model)
     conversion = _Conversion(model, dtype, target, peaks or {})
     notes = conversion.run()
-    _save(model, path)
+    graph_files.save(model, path)
     return notes
 
 
@@ -337,14 +337,3 @@ def _computes(node: ir.Node) -> bool:
 def _counted(nodes: Iterable[ir.Node]) -> str:
     counts = Counter(node.op_type for node in nodes)
     return ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    ir.external_data.load_to_model(model)
-    size = sum(
-        value.const_value.nbytes
-        for graph in (model.graph, *model.graph.subgraphs())
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    ir.save(model, path, external_data=f"{path.name}.data" if size > graph_files.MAX_INLINE_BYTES else None)

@@ -1,8 +1,9 @@
-"""Fuses the layers of encoder models with ONNX Runtime's own transformer optimizer.
+"""Fuses the layers of BERT and its relatives with ONNX Runtime's own transformer optimizer.
 
-Attention, SkipLayerNormalization, BiasGelu and EmbedLayerNormalization take the place of a dozen nodes each. They are
-contrib operators, so only targets that run them get them. Decoders are left as they are: the optimizer finds neither
-their rotary embeddings nor their attention, and ONNX Runtime fuses their norms itself when it loads them.
+Attention (with the projections before it packed), SkipLayerNormalization, BiasGelu and EmbedLayerNormalization take the
+place of a dozen nodes each. They are contrib operators, so only targets that run them get them. In other models the
+optimizer finds no attention: the passes of `rocline.export.passes` fuse those, and what a target has no such operators
+for.
 """
 
 import contextlib
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rocline.custom_ops.rewriting import Outcome, Refusal
 from rocline.export import graph_files
 from rocline.export.targets import Target
-from rocline.runtime import onnx_file
 
 if TYPE_CHECKING:
     import onnx
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
 # The optimizer's own model type for each architecture that was tried.
 _FUSIONS = {
     **dict.fromkeys(("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"), "bert"),
-    **dict.fromkeys(("deit", "vit", "yolos"), "vit"),
 }
+RULE = "ONNX Runtime's transformer optimizer"
 # Smaller initializers may be shapes or indices, which shape inference reads.
 _SHAPE_BYTES = 1024
 
 
 def optimize(
     path: Path, *, model_type: str, heads: int, hidden_size: int, target: Target, dtype: str = "fp32"
-) -> list[str]:
-    """Fuses an fp32 ONNX file in place where that helps the target; returns what was fused, or why nothing was.
+) -> list[Outcome]:
+    """Fuses an fp32 file in place if the target runs everything that comes out; returns what was fused, or why not.
 
     Args:
         path: the file; it is rewritten only if something was fused.
@@ -43,52 +44,40 @@ def optimize(
         target: the runtime that will load the file.
         dtype: what the file will be converted to afterwards: only operators that the target runs in it are emitted.
 
+    Returns:
+        One outcome an operator, or one with the reason why nothing was fused; none for a model that it is not known to
+        help, or a target that gets standard operators only.
+
     A padding mask may hide any position: the fused attention takes the mask itself, not a count of tokens, which would
     be right for padding at the end only.
     """
-    reason = _why_not(model_type, target)
-    if reason:
-        return [f"{path.name}: not fused: {reason}"]
-    fused, before = _fuse(path, _FUSIONS[model_type], heads, hidden_size)
-    operators = Counter((node.domain, node.op_type) for node in fused.graph.node)
-    contributed = {op: count for (domain, op), count in sorted(operators.items()) if domain == "com.microsoft"}
-    refused = [op for op in contributed if not target.runs(op, dtype, "com.microsoft")]
-    if refused:
-        return [f"{path.name}: not fused: {target.name} does not run {', '.join(refused)} in {dtype}"]
-    if not contributed:
-        return [f"{path.name}: not fused: the optimizer found nothing to fuse"]
+    if not target.contrib_ops or model_type not in _FUSIONS:
+        return []
+    fused = _fuse(path, _FUSIONS[model_type], heads, hidden_size)
+    operators = Counter(node.op_type for node in fused.graph.node if node.domain == "com.microsoft")
+    lacking = [op for op in sorted(operators) if not target.runs(op, dtype, "com.microsoft")]
+    if lacking or not operators:
+        reason = f"the target has no {', '.join(lacking)} in {dtype}" if lacking else "it found nothing to fuse"
+        return [Outcome(RULE, "Attention", 0, (Refusal(path.name, reason),))]
     _set_domains(fused)
     _save(fused, path)
-    counts = ", ".join(f"{op} {count}" for op, count in contributed.items())
-    return [f"{path.name}: {before} -> {len(fused.graph.node)} nodes: {counts}"]
+    return [Outcome(RULE, op, count) for op, count in sorted(operators.items())]
 
 
-def _why_not(model_type: str, target: Target) -> str | None:
-    if not target.contrib_ops:
-        return f"{target.name} gets standard operators only"
-    if model_type not in _FUSIONS:
-        return f"no encoder fusions are known for {model_type}"
-    return None
-
-
-def _fuse(path: Path, fusions: str, heads: int, hidden_size: int) -> tuple["onnx.ModelProto", int]:
-    """Returns the fused model, and how many nodes there were before."""
+def _fuse(path: Path, fusions: str, heads: int, hidden_size: int) -> "onnx.ModelProto":
     with _quiet():
         from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
 
         options = FusionOptions(fusions)
-        options.use_raw_attention_mask(fusions == "bert")
-        if fusions == "vit":
-            options.disable_attention_mask()
-        before = onnx_file.read(path).operators.total()
+        options.use_raw_attention_mask(True)
         # Level 0: no pass through an ONNX Runtime session first, which costs seconds and two copies of the weights.
         with _shapes_without_weights():
             optimized = optimizer.optimize_model(
                 str(path), fusions, num_heads=heads, hidden_size=hidden_size, optimization_options=options, opt_level=0
             )
     fused: onnx.ModelProto = optimized.model
-    return fused, before
+    return fused
 
 
 def _set_domains(model: "onnx.ModelProto") -> None:

@@ -12,6 +12,7 @@ from rocline.runtime.manifest import OnnxModel
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 # protobuf cannot hold more than 2 GiB in one message; the graph needs some of it.
 MAX_INLINE_BYTES = (2 << 30) - (64 << 20)
@@ -30,6 +31,23 @@ def load(path: Path) -> "onnx.ModelProto":
 
     onnx_file.read(path)
     return onnx.load_model(path, load_external_data=False)
+
+
+def save(model: "ir.Model", path: Path) -> None:
+    """Writes a model over the file it came from; weights too large for one file go to ``NAME.onnx.data`` beside it."""
+    import onnx_ir as ir
+
+    old = {path.parent / tensor.location for tensor in onnx_file.read(path).external}
+    ir.external_data.load_to_model(model)
+    for file in old:
+        file.unlink()
+    size = sum(
+        value.const_value.nbytes
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    ir.save(model, path, external_data=f"{path.name}.data" if size > MAX_INLINE_BYTES else None)
 
 
 def interface(path: Path) -> OnnxModel:

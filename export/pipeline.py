@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from rocline import custom_ops
 from rocline.errors import ExportError
 from rocline.export import gguf_files, graph_files, parity, sources, staging, targets, tasks
 from rocline.export.quiet import quiet
 from rocline.export.sources import Checkpoint
-from rocline.runtime.manifest import Manifest, Parity, Source, hash_files
+from rocline.runtime.manifest import CustomOps, Fusion, Manifest, Parity, Source, hash_files
 
 CACHES = ("growing",)
 _TOOLS = (
@@ -124,7 +124,7 @@ def export_model(
 def _export(request: _Request, folder: Path) -> Manifest:
     checkpoint, target, report = request.checkpoint, request.target, request.progress
     report("importing PyTorch, transformers and Optimum")
-    from rocline.export import companions, optimum_export, reference, samples
+    from rocline.export import companions, fitting, fusion_report, optimum_export, reference, samples
 
     config = checkpoint.config()
     optimum_export.check_config(checkpoint, config, trust_remote_code=request.trust_remote_code)
@@ -138,13 +138,18 @@ def _export(request: _Request, folder: Path) -> Manifest:
     report(f"exporting {type(model).__name__} to ONNX")
     opset = request.opset or min(optimum_export.default_opset(model, task), target.max_opset)
     files = optimum_export.trace(model, task, folder, opset=opset)
-    report(f"fitting the graph to {target.name}")
-    for file in files:
-        notes += _fit(file, request, model)
-    report("comparing with PyTorch")
+    report(f"fusing the graph for {target.name}")
+    fused = {file.name: fitting.fuse(file, model.config, target, request.dtype) for file in files}
+    report("running PyTorch")
     onnx_files = {file.name: file for file in files}
     with quiet():
         cases = reference.cases(model, task, inputs, onnx_files)
+        report(f"fitting the graph to {target.name}")
+        for name, file in onnx_files.items():
+            own = [case for case in cases if case.model == name]
+            notes += fitting.finish(file, own, target, request.dtype, external_data=request.external_data)
+        report("comparing with PyTorch")
+        cases = reference.refed(cases, onnx_files)
         measured = parity.measure(
             onnx_files,
             cases,
@@ -154,24 +159,11 @@ def _export(request: _Request, folder: Path) -> Manifest:
             target=target,
             torch_model=model,
         )
-    return _describe(request, task, folder, files, measured, notes)
-
-
-def _fit(file: Path, request: _Request, model: Any) -> list[str]:
-    from rocline.export import dtypes, encoder_optimizer
-
-    notes: list[str] = encoder_optimizer.optimize(
-        file,
-        model_type=model.config.model_type,
-        heads=getattr(model.config, "num_attention_heads", 0),
-        hidden_size=getattr(model.config, "hidden_size", 0),
-        target=request.target,
-        dtype=request.dtype,
-    )
-    if request.dtype != "fp32":
-        notes += dtypes.convert(file, request.dtype, request.target)
-    graph_files.finish(file, request.target, external_data=request.external_data)
-    return notes
+    fusion = {
+        name: fusion_report.describe(file, fused[name].outcomes, nodes_before=fused[name].nodes_before, target=target)
+        for name, file in onnx_files.items()
+    }
+    return _describe(request, task, folder, files, measured, notes, fusion)
 
 
 def _adopt(request: _Request, folder: Path) -> Manifest:
@@ -188,15 +180,22 @@ def _adopt(request: _Request, folder: Path) -> Manifest:
     if request.dtype != dtype:
         raise ExportError(f"{checkpoint.name}: holds {dtype} weights and is adopted as it is: pass --dtype {dtype}")
     notes = ["adopted as it was: there is no PyTorch model to compare with"]
-    return _describe(request, request.task or "unknown", folder, files, (), notes)
+    return _describe(request, request.task or "unknown", folder, files, (), notes, {})
 
 
 def _describe(
-    request: _Request, task: str, folder: Path, files: list[Path], measured: tuple[Parity, ...], notes: list[str]
+    request: _Request,
+    task: str,
+    folder: Path,
+    files: list[Path],
+    measured: tuple[Parity, ...],
+    notes: list[str],
+    fusion: dict[str, Fusion],
 ) -> Manifest:
     request.progress("hashing the files")
     checkpoint = request.checkpoint
     models = {file.name: graph_files.interface(file) for file in files}
+    ours = any(custom_ops.DOMAIN in model.opsets for model in models.values())
     cached = any(value.name.startswith("past_key_values") for model in models.values() for value in model.inputs)
     return Manifest(
         source=Source(checkpoint.kind, checkpoint.name, checkpoint.revision, checkpoint.licence),
@@ -205,11 +204,12 @@ def _describe(
         target=request.target.name,
         cache=request.cache if cached else "none",
         models=models,
-        custom_ops=None,
+        custom_ops=CustomOps(custom_ops.DOMAIN, custom_ops.VERSION) if ours else None,
         tools=_tool_versions(),
         files=hash_files(folder),
         parity=measured,
         notes=tuple(dict.fromkeys(notes)),
+        fusion=fusion,
     )
 
 
