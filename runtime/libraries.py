@@ -133,7 +133,7 @@ def _loaded_files(maps: Path) -> dict[str, Path]:
     except OSError:
         return {}
     paths = {"/" + line.partition("/")[2] for line in lines if ".so" in line}
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(map(Path, paths)):
         with contextlib.suppress(ElfError):
             files.setdefault(read_dynamic(path).soname, path)

@@ -226,7 +226,10 @@ class Device(Closing):
     def close_with(self, item: "Closing") -> None:
         """Closes ``item`` when this device is closed, unless it is closed or dropped before."""
         with self.driver.lock:
-            (self._streams if isinstance(item, Stream) else self._users).add(item)
+            if isinstance(item, Stream):
+                self._streams.add(item)
+            else:
+                self._users.add(item)
 
     def take_event(self) -> int:
         """Returns the handle of an event that nobody uses."""

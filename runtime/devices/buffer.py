@@ -9,7 +9,7 @@ import numpy as np
 
 from rocline.errors import DeviceError
 from rocline.runtime.devices import dlpack
-from rocline.runtime.devices.base import Closing, Device, Event, Stream
+from rocline.runtime.devices.base import Closing, Device, Stream
 from rocline.runtime.devices.driver import Direction
 from rocline.runtime.devices.dtypes import DType, checked_dtype, checked_shape
 from rocline.runtime.devices.staging import CHUNK
@@ -230,14 +230,9 @@ class Buffer(Closing):
         staging, driver = self.device.staging, self.device.driver
         for start in range(0, self.nbytes, CHUNK):
             piece = source[start : start + CHUNK]
-            block = staging.take(piece.nbytes)
-            event = None
-            try:
-                _host_bytes(block[0], piece.nbytes)[:] = piece
-                driver.copy(self.storage.pointer + start, block[0], piece.nbytes, Direction.TO_DEVICE, stream.handle)
-                event = stream.record()
-            finally:
-                staging.give_back(block, event)
+            with staging.lend(piece.nbytes, stream) as pinned:
+                _host_bytes(pinned, piece.nbytes)[:] = piece
+                driver.copy(self.storage.pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
 
     def _check_fit(self, call: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> None:
         if dtype != self.dtype or nbytes != self.nbytes:
@@ -262,10 +257,10 @@ class HostCopy(Closing):
         self._block = self._staging.take(self._nbytes)
         try:
             buffer._copy(self._block[0], buffer.storage.pointer, Direction.TO_HOST, stream)
-            self._event: Event = stream.record()
         except BaseException:
-            self._staging.give_back(self._block)
+            self._staging.give_back(self._block, self._staging.mark(self._block, stream))
             raise
+        self._event = self._staging.mark(self._block, stream)
         self.closed = False
         buffer.device.close_with(self)
 

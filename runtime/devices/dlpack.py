@@ -97,14 +97,12 @@ _DEAD.PyCapsule_GetPointer.argtypes, _DEAD.PyCapsule_GetPointer.restype = (c_voi
 _LENT: "dict[int, tuple[_Managed, Any, Storage]]" = {}
 
 
-@_Deleter
 def _delete(address: int) -> None:
     lent = _LENT.pop(address, None)
     if lent is not None:
         lent[2].let_go()
 
 
-@ctypes.PYFUNCTYPE(None, c_void_p)
 def _drop(capsule: int) -> None:
     """Ends the loan of a capsule that nobody took; a consumer renames the one that it takes."""
     for kind in (_Versioned, _Legacy):
@@ -112,8 +110,9 @@ def _drop(capsule: int) -> None:
             _delete(_DEAD.PyCapsule_GetPointer(capsule, kind.name))
 
 
+_DELETE, _DROP = _Deleter(_delete), ctypes.PYFUNCTYPE(None, c_void_p)(_drop)
 # Consumers may call these until the very end of the process, when modules are gone.
-for _callback in (_delete, _drop):
+for _callback in (_DELETE, _DROP):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callback))
 
 
@@ -244,12 +243,12 @@ def _capsule(buffer: "Buffer", flags: int, *, versioned: bool) -> Any:
         shape=ctypes.cast(sizes, POINTER(c_int64)),
         strides=ctypes.cast(ctypes.byref(sizes, 8 * rank), POINTER(c_int64)),
     )
-    deleter = ctypes.cast(_delete, c_void_p).value
+    deleter = ctypes.cast(_DELETE, c_void_p).value
     managed = _Versioned(*_VERSION, None, deleter, flags, tensor) if versioned else _Legacy(tensor, None, deleter)
     address = ctypes.addressof(managed)
     buffer.storage.hold()
     _LENT[address] = managed, sizes, buffer.storage
-    return _capsule_new(address, managed.name, ctypes.cast(_drop, c_void_p))
+    return _capsule_new(address, managed.name, ctypes.cast(_DROP, c_void_p))
 
 
 @cache

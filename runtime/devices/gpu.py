@@ -11,6 +11,7 @@ from rocline.runtime.devices.driver import Direction, Driver
 _OUT_OF_MEMORY, _NOT_READY = 2, 600
 _NON_BLOCKING = 1
 _NO_TIMING = 2
+_UNLESS = object()
 _THREAD_LOCAL = 1
 
 _ALLOCATION = "asked {0:,} bytes"
@@ -109,12 +110,7 @@ class GpuDriver(Driver):
 
     def event_done(self, event: int) -> bool:
         """Returns whether what an event stands for is done."""
-        status = self._function("EventQuery")(event)[0]
-        if status == _NOT_READY:
-            self._forget_error()
-            return False
-        self._check(status, "EventQuery", (event,), "")
-        return True
+        return self._call("EventQuery", event, unless=_NOT_READY) is not _UNLESS
 
     def synchronize_event(self, event: int) -> None:
         """Waits for an event."""
@@ -166,13 +162,16 @@ class GpuDriver(Driver):
             function = self._calls[name] = getattr(self._bindings, self._prefix + name)
         return function
 
-    def _call(self, name: str, *arguments: Any, about: str = "") -> Any:
-        """Calls the runtime and returns what it gives: None, one value, or a tuple.
+    def _call(self, name: str, *arguments: Any, about: str = "", unless: int | None = None) -> Any:
+        """The one place where the runtime is called, and where each status is checked.
+
+        Returns what the call gives: None, one value, or a tuple.
 
         Args:
             name: the call, without the prefix.
             arguments: its arguments.
             about: what a failure's message says of the arguments, for `str.format`.
+            unless: a status that is no failure; `_UNLESS` is returned then.
 
         Raises:
             DeviceMemoryError: the status says that memory ran out.
@@ -183,23 +182,22 @@ class GpuDriver(Driver):
         except RuntimeError as error:
             raise DeviceError(f"{self._prefix}{name}: {error}") from None
         if status != 0:
-            self._check(status, name, arguments, about)
+            self._forget_error()
+            if status == unless:
+                return _UNLESS
+            raise self._failure(status, name, about.format(*arguments))
         if len(values) == 1:
             return values[0]
         return tuple(values) or None
 
-    def _check(self, status: Any, name: str, arguments: tuple[Any, ...], about: str) -> None:
-        """The one checker: every status but success ends in an error that names call, status and arguments."""
-        if status == 0:
-            return
-        self._forget_error()
+    def _failure(self, status: Any, name: str, about: str) -> DeviceError:
         code, text = (self._describe(part, status) for part in ("GetErrorName", "GetErrorString"))
         message = f"{self._prefix}{name}: {code} ({int(status)})"
         if text != code:
             message += f": {text}"
         if about:
-            message += f"; {about.format(*arguments)}"
-        raise (DeviceMemoryError if status == _OUT_OF_MEMORY else DeviceError)(message)
+            message += f"; {about}"
+        return (DeviceMemoryError if status == _OUT_OF_MEMORY else DeviceError)(message)
 
     def _describe(self, function: str, status: Any) -> str:
         text = self._function(function)(status)[1]

@@ -39,8 +39,8 @@ def load() -> Any:
     except ImportError as error:
         raise DeviceError(f"hip-python cannot be imported ({error}): run pip install 'rocline[rocm]'") from None
 
-    def chosen(shortname: str, *rest: Any) -> bytes:
-        return os.fsencode(runtime) if shortname == "amdhip64" else search(shortname, *rest)
+    def chosen(shortname: str, bundled_location: Path | None = None) -> bytes:
+        return os.fsencode(runtime) if shortname == "amdhip64" else search(shortname, bundled_location)
 
     search, paths.get_library_path = paths.get_library_path, chosen
     try:

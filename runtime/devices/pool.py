@@ -1,5 +1,6 @@
 """A cache of device memory, ordered by streams: what a stream gave back it may have again without any wait."""
 
+import contextlib
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,11 +105,11 @@ class Pool:
             self._collect()
             blocks = [block for blocks in self._free.values() for block in blocks]
             self._wait(blocks)
-            for block in blocks:
-                # First out of the books: what fails to be freed is lost, and must not be handed out.
-                self._free[block.nbytes].remove(block)
-                self._cached -= block.nbytes
-                self._driver.free(self._device_id, block.pointer)
+            with contextlib.ExitStack() as each:
+                for block in blocks:
+                    self._free[block.nbytes].remove(block)
+                    self._cached -= block.nbytes
+                    each.callback(self._driver.free, self._device_id, block.pointer)
             return sum(block.nbytes for block in blocks)
 
     def _collect(self) -> None:

@@ -1,16 +1,21 @@
 """Pinned host memory for transfers: each block is taken again only when the copy that used it is done."""
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rocline.runtime.devices.driver import Driver
 from rocline.runtime.devices.pool import size_class
 
 if TYPE_CHECKING:
-    from rocline.runtime.devices.base import Event
+    from rocline.runtime.devices.base import Event, Stream
 
 CHUNK = 16 << 20
 """Longest single copy of an upload in bytes: a longer one goes in pieces, so that little memory is pinned."""
+
+Pinned = tuple[int, int]
+"""Address and size of a block."""
 
 
 class Staging:
@@ -19,17 +24,31 @@ class Staging:
     Args:
         driver: the runtime.
         device_id: which device.
-        limit: the most bytes to keep for later.
+        limit: the most bytes to keep for later, and to have in flight before an upload waits for an earlier one.
     """
 
     def __init__(self, driver: Driver, device_id: int, limit: int = 4 * CHUNK) -> None:
         self._driver, self._device_id, self._limit = driver, device_id, limit
-        self._free: list[tuple[int, int]] = []
-        self._busy: deque[tuple[int, int, Event]] = deque()
-        self._returned: deque[tuple[int, int, Event | None]] = deque()
+        self._free: list[Pinned] = []
+        self._busy: deque[tuple[Pinned, Event]] = deque()
+        # A copy may be collected, and give its block back, in the midst of any line here: appending is all it does.
+        self._returned: deque[tuple[Pinned, Event]] = deque()
 
-    def take(self, nbytes: int) -> tuple[int, int]:
-        """Returns address and size of pinned memory that nothing uses, at least ``nbytes`` long.
+    @contextlib.contextmanager
+    def lend(self, nbytes: int, stream: "Stream") -> Iterator[int]:
+        """Gives the address of pinned memory that nothing uses, for copies that the block queues on ``stream``.
+
+        Raises:
+            DeviceMemoryError: no more memory can be pinned.
+        """
+        block = self.take(nbytes)
+        try:
+            yield block[0]
+        finally:
+            self.give_back(block, self.mark(block, stream))
+
+    def take(self, nbytes: int) -> Pinned:
+        """Returns pinned memory that nothing uses, at least ``nbytes`` long.
 
         Where too much is in flight already, it waits for the oldest copy.
 
@@ -45,42 +64,50 @@ class Staging:
                     block = min(fitting, key=lambda block: block[1])
                     self._free.remove(block)
                     return block
-                if not self._busy or sum(block[1] for block in self._busy) + size <= self._limit:
+                if not self._busy or sum(block[1] for block, _ in self._busy) + size <= self._limit:
                     return self._driver.allocate_pinned(self._device_id, size), size
-                self._busy[0][2].synchronize()
+                self._busy[0][1].synchronize()
                 self._collect()
 
-    def give_back(self, block: tuple[int, int], event: "Event | None" = None) -> None:
-        """Takes pinned memory back that is in use until ``event``, which is closed then; no event: it is not in use."""
-        self._returned.append((*block, event))
+    def mark(self, block: Pinned, stream: "Stream") -> "Event":
+        """Returns an event for what ``stream`` has queued with ``block``; if that fails, the block is free again."""
+        try:
+            return stream.record()
+        except BaseException:
+            stream.synchronize()
+            with self._driver.lock:
+                self._free.append(block)
+            raise
+
+    def give_back(self, block: Pinned, event: "Event") -> None:
+        """Takes back pinned memory that is in use until ``event``, which is closed then."""
+        self._returned.append((block, event))
 
     def close(self) -> None:
-        """Waits for the copies in flight and frees everything."""
-        with self._driver.lock:
-            self._collect()
-            for pointer, size, event in self._busy:
-                event.synchronize()
-                event.close()
-                self._free.append((pointer, size))
+        """Waits for the copies in flight and frees everything, even where a wait fails."""
+        with self._driver.lock, contextlib.ExitStack() as last_first:
+            self._busy.extend(self._returned)
+            self._returned.clear()
+            for pointer, _ in (*self._free, *(block for block, _ in self._busy)):
+                last_first.callback(self._driver.free_pinned, self._device_id, pointer)
+            for _, event in self._busy:
+                last_first.callback(event.close)
+                last_first.callback(event.synchronize)
+            self._free.clear()
             self._busy.clear()
-            while self._free:
-                self._driver.free_pinned(self._device_id, self._free.pop()[0])
 
     def _collect(self) -> None:
         while self._returned:
-            pointer, size, event = self._returned.popleft()
-            if event is None:
-                self._free.append((pointer, size))
-            else:
-                self._busy.append((pointer, size, event))
+            self._busy.append(self._returned.popleft())
         # Copies of different streams end in any order; one that is late only keeps its own block.
         for _ in range(len(self._busy)):
-            pointer, size, event = self._busy.popleft()
+            block, event = self._busy[0]
             if event.done:
+                self._busy.popleft()
                 event.close()
-                self._free.append((pointer, size))
+                self._free.append(block)
             else:
-                self._busy.append((pointer, size, event))
+                self._busy.rotate(-1)
         kept = 0
         for block in list(self._free):
             kept += block[1]
