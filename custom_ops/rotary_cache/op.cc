@@ -37,13 +37,18 @@ bool overlap(const Tensor& a, const Tensor& b) {
 class RotaryCache final : public Kernel {
  public:
   static Status infer(Inference& shapes) {
-    SymbolicShape y, k;
+    ROCLINE_TRY(shapes.output_like(1, kPastK));
+    ROCLINE_TRY(shapes.output_like(2, kPastV));
+    SymbolicShape y, k, past;
     ROCLINE_TRY(shapes.input(kQ, y));
     ROCLINE_TRY(shapes.input(kK, k));
-    if (y.rank == 3 && k.rank != 3) y[-1] = {-1, ""};  // packed: how many heads of it are q's, the attributes tell
-    ROCLINE_TRY(shapes.output(0, y));
-    ROCLINE_TRY(shapes.output_like(1, kPastK));
-    return shapes.output_like(2, kPastV);
+    ROCLINE_TRY(shapes.input(kPastK, past));
+    if (y.rank == 3 && k.rank == 1 && past.rank == 4) {
+      // Packed: less k's and v's columns. A size that is not known needs a name: ONNX Runtime would write -1.
+      const bool known = y[-1].known() && past[1].known() && past[3].known();
+      y[-1] = known ? Dim{y[-1].size - 2 * past[1].size * past[3].size, ""} : Dim{-1, "rotated_columns"};
+    }
+    return shapes.output(0, y);
   }
 
   Status create(const Creation& node) override {
