@@ -16,11 +16,14 @@ class InputCheck:
     Args:
         inputs: what the model asks for.
         optional: inputs that have a default in the model.
+
+    Attributes:
+        required: names of the inputs that have no default.
     """
 
     def __init__(self, inputs: Sequence[TensorSpec], optional: Sequence[TensorSpec] = ()) -> None:
         self._specs = {spec.name: spec for spec in (*inputs, *optional)}
-        self._required = tuple(spec.name for spec in inputs)
+        self.required = tuple(spec.name for spec in inputs)
         self._plans = {name: _plan(spec) for name, spec in self._specs.items()}
 
     def __call__(self, feeds: Mapping[str, Any]) -> None:
@@ -56,10 +59,10 @@ class InputCheck:
                 size = shape[axis]
                 if sizes.setdefault(symbol, size) != size:
                     return False
-        return len(feeds) == len(plans) or all(name in feeds for name in self._required)
+        return len(feeds) == len(plans) or all(name in feeds for name in self.required)
 
     def _explain(self, feeds: Mapping[str, Any]) -> str:
-        problems = [f"input '{name}': missing, expected {_describe(self._specs[name])}" for name in self._required
+        problems = [f"input '{name}': missing, expected {_describe(self._specs[name])}" for name in self.required
                     if name not in feeds]  # fmt: skip
         sizes: dict[str, tuple[int, str]] = {}
         for name, array in feeds.items():

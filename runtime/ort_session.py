@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rocline import custom_ops
 from rocline.errors import ModelError, RoclineError
@@ -18,6 +18,9 @@ from rocline.runtime import onnx_file, ort_log
 from rocline.runtime.options import Options
 from rocline.runtime.ort_log import LOGGER, Log, essence
 from rocline.runtime.providers import CPU, Provider
+
+if TYPE_CHECKING:
+    from rocline.runtime.devices import Stream
 
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
@@ -47,12 +50,20 @@ class Plan:
     widen: bool
 
     def create(
-        self, providers: Sequence[Provider], *, severity: int = ort_log.FATAL, save: Callable[[Any], None] | None = None
+        self,
+        providers: Sequence[Provider],
+        *,
+        stream: "Stream | None" = None,
+        capture: bool = False,
+        severity: int = ort_log.FATAL,
+        save: Callable[[Any], None] | None = None,
     ) -> tuple[Any, Log]:
         """Creates a session.
 
         Args:
             providers: those whose probe passed, in order.
+            stream: what the provider that takes one queues all its work on.
+            capture: whether runs must be fit for capture in a graph; a model that cannot be is refused.
             severity: what ONNX Runtime logs.
             save: sets what the onnxruntime.SessionOptions need to save the optimised graph.
 
@@ -87,17 +98,22 @@ class Plan:
             model = widened.model
             weights = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in widened.weights.values()]
             config.add_external_initializers(list(widened.weights), weights)
-        chosen = [(row.ort_name, self.options.providers.get(row.name, {})) for row in providers]
+        chosen = [
+            (row.ort_name, {**self.options.providers.get(row.name, {}), **row.stream_options(stream, capture)})
+            for row in providers
+        ]
         # A provider library writes to stderr whatever severity the session has; the CPU provider is built in.
         quiet = severity == ort_log.FATAL and all(row is CPU for row in providers)
-        capture: AbstractContextManager[Log] = nullcontext(Log()) if quiet else ort_log.captured()
+        logging_to: AbstractContextManager[Log] = nullcontext(Log()) if quiet else ort_log.captured()
         try:
-            with capture as log:
+            with logging_to as log:
                 session = onnxruntime.InferenceSession(model, config, providers=chosen)
         except Exception as error:
             raise ModelError(f"{self.path}: {_load_problem(essence(error), onnxruntime.__version__)}") from error
         # ONNX Runtime reads these where they are: they must live as long as the session.
         session.rocline_weights = weights
+        # Else a failing run is tried again on other providers, with a print.
+        session.disable_fallback()
         return session, log
 
     def placement(self, providers: Sequence[Provider]) -> dict[str, dict[str, int]]:

@@ -3,8 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from rocline.errors import ProviderError
+
+if TYPE_CHECKING:
+    from rocline.runtime.devices import Stream
 
 OptionType = type[bool] | type[int] | type[str] | tuple[str, ...]
 """What an option takes: true or false, a whole number, text, or one of the names listed."""
@@ -26,6 +30,7 @@ class Provider:
         runs_custom_ops: whether it runs custom-operator kernels; else such a node runs on the CPU.
         backend: whose memory and streams a session on it works with, a kind of `rocline.runtime.devices.open_device`:
             ``cpu`` where the provider takes no stream of the caller's and copies by itself.
+        capture_option: its option that makes runs fit for graph capture, if it has one.
         extra: the extra of rocline that installs an onnxruntime with it.
         stack: the software that brings the libraries it needs.
     """
@@ -41,11 +46,25 @@ class Provider:
     backend: str
     extra: str
     stack: str = field(default="")
+    capture_option: str = field(default="")
 
     @property
     def takes_user_stream(self) -> bool:
         """Whether a session on it has a stream of its own that all its work is queued on."""
         return self.backend != "cpu"
+
+    def stream_options(self, stream: "Stream | None", capture: bool) -> dict[str, str]:
+        """Returns the options that put its work on ``stream``; none if that is no stream of its kind.
+
+        Args:
+            stream: the session's stream.
+            capture: whether runs must be fit for graph capture.
+        """
+        if stream is None or stream.device.kind != self.backend:
+            return {}
+        # A decimal number: ONNX Runtime drops the provider without an error if it is hexadecimal.
+        options = {"user_compute_stream": str(stream.handle)}
+        return {**options, self.capture_option: "1"} if capture else options
 
 
 SHARED_OPTIONS: Mapping[str, OptionType] = MappingProxyType({"memory_limit": int, "tuning": bool})
@@ -95,6 +114,7 @@ _ROWS = (
         backend="hip",
         extra="rocm",
         stack="ROCm",
+        capture_option="enable_hip_graph",
     ),
     Provider(
         name="migraphx",
@@ -146,6 +166,7 @@ _ROWS = (
         backend="cuda",
         extra="cuda",
         stack="CUDA and cuDNN",
+        capture_option="enable_cuda_graph",
     ),
     Provider(
         name="cpu",

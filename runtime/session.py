@@ -1,32 +1,41 @@
 """A model loaded into ONNX Runtime: on ROCm where that can run, else on the CPU, and always said which and why."""
 
+import contextlib
 import re
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+import weakref
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rocline.errors import InputError, ProviderError, RoclineError
+from rocline.errors import InputError, RoclineError
 from rocline.runtime import onnx_file, probe
 from rocline.runtime import options as session_options
+from rocline.runtime.bound_tensors import in_buffers
 from rocline.runtime.inputs import InputCheck
 from rocline.runtime.manifest import Manifest, TensorSpec
 from rocline.runtime.model import locate
 from rocline.runtime.ort_log import LOGGER, essence
 from rocline.runtime.ort_session import Plan
-from rocline.runtime.providers import CPU, Provider, resolve
-from rocline.runtime.report import Fallback, Report
+from rocline.runtime.providers import CPU, resolve
+from rocline.runtime.report import Report
+from rocline.runtime.startup import Lane, start
+from rocline.runtime.turns import Turn
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from rocline.runtime.devices import Device, Event, Stream
+    from rocline.runtime.io_binding import Bindable, Binding
 
 Array = np.ndarray[Any, Any]
 
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
+_WIDENED = "widened in memory from bfloat16 to float32: the CPU lacks bfloat16 operators"
 
 
 class Session:
@@ -41,6 +50,11 @@ class Session:
         device_id: which GPU, from 0.
         options: typed options by name: those of `rocline.runtime.options.SESSION_OPTIONS` and of the providers.
         verify: compare the SHA-256 of the folder's files with the manifest first.
+        stream: a stream to queue on instead of one of the session's own: another session, for that one's, or a `Stream`
+            of the same device, which stays the caller's to close.
+
+    On a GPU whose provider takes a stream (ROCm, CUDA) all that the session does is queued on one stream. Several
+    threads may call one session; their runs take turns.
 
     A provider that cannot be used is left out; one warning on the logger ``rocline`` says what was asked, what runs,
     why, and how to mend it, and ``report`` holds the same. A bfloat16 model that runs on the CPU alone, which lacks
@@ -56,7 +70,7 @@ class Session:
     Raises:
         ModelError: the model is missing, damaged, or not one that this onnxruntime loads.
         ProviderError: onnxruntime is missing, a provider is unknown, or ``strict`` refused a fallback.
-        InputError: an option is unknown or has a wrong value.
+        InputError: an option is unknown or has a wrong value, or ``stream`` is none of the device's.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -74,6 +88,7 @@ class Session:
         device_id: int = 0,
         options: Mapping[str, Any] | None = None,
         verify: bool = False,
+        stream: "Session | Stream | None" = None,
     ) -> None:
         libraries = probe.installation().libraries
         import onnxruntime
@@ -87,33 +102,27 @@ class Session:
         self.folder, self.manifest, self._path = files.folder, files.manifest, files.onnx
 
         probes = [probe.probe(row, built_in, libraries, device_id=device_id) for row in requested]
-        fallbacks = [Fallback(p.provider.ort_name, p.reason, p.fix) for p in probes if p.reason is not None]
-        usable = [p.provider for p in probes if p.reason is None]
-        if CPU not in usable:
-            usable.append(CPU)
-        if strict:
-            _refuse(fallbacks)
-        plan = Plan(files.onnx, outline, checked, widen=outline.bfloat16 and usable == [CPU])
-        session, log = plan.create(usable)
-        active = tuple(session.get_providers())
-        dropped = [row for row in usable if row.ort_name not in active]
-        if dropped:
-            fallbacks += _dropped(dropped, log.errors)
-            if strict:
-                _refuse(fallbacks)
-            usable = [row for row in usable if row not in dropped]
-            if outline.bfloat16 and usable == [CPU]:
-                plan = plan.widened()
-                session, _ = plan.create(usable)
-
+        shared = stream.stream if isinstance(stream, Session) else stream
+        plan = Plan(files.onnx, outline, checked, widen=False)
+        self._turn = Turn()
+        with self._turn:
+            started = start(plan, probes, device_id, shared, strict=strict)
+        session: onnxruntime.InferenceSession = started.ort
         self._ort: onnxruntime.InferenceSession | None = session
-        note = "widened in memory from bfloat16 to float32: the CPU lacks bfloat16 operators"
+        self._lane: Lane | None = started.lane
+        self._host: Lane | None = None
+        self._memory = next((row for row in started.providers if row.takes_user_stream), CPU).device
+        self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+        self._capture, self._uncapturable = checked.session.get("graph_capture", False), started.capture
+        notes = [_WIDENED] if started.plan.widen else []
+        if self._capture and started.capture:
+            notes.append(f"graphs are not captured: {started.capture}")
         self.report = Report(
             requested=tuple(row.ort_name for row in requested),
-            active=active,
-            fallbacks=tuple(fallbacks),
-            notes=(note,) if plan.widen else (),
-            _place=partial(plan.placement, usable),
+            active=tuple(session.get_providers()),
+            fallbacks=tuple(started.fallbacks),
+            notes=tuple(notes),
+            _place=partial(started.plan.placement, started.providers),
         )
         warning = self.report.warning()
         if warning:
@@ -124,6 +133,7 @@ class Session:
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._check = InputCheck(self.inputs, [_spec(node) for node in session.get_overridable_initializers()])
         self._output_names = [spec.name for spec in self.outputs]
+        self._in_buffers = started.lane is not None and in_buffers((*self.inputs, *self.outputs))
         self._bfloat16 = any(spec.dtype == "bfloat16" for spec in (*self.inputs, *self.outputs))
 
     @property
@@ -133,9 +143,92 @@ class Session:
         Raises:
             RoclineError: this session is closed.
         """
-        if self._ort is None:
-            raise RoclineError(f"{self._path}: the session is closed")
+        self._check_open()
+        assert self._ort is not None
         return self._ort
+
+    @property
+    def device(self) -> "Device":
+        """Where `bind` keeps tensors: the GPU, or the host where ONNX Runtime copies by itself.
+
+        What is allocated on it lives until the session is closed, or the last of those that share its stream.
+
+        Raises:
+            RoclineError: this session is closed.
+        """
+        return self._open_lane().device
+
+    @property
+    def stream(self) -> "Stream":
+        """Where all that this session does is queued; on the host one where all is done at once.
+
+        Raises:
+            RoclineError: this session is closed.
+        """
+        return self._open_lane().stream
+
+    def bind(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | Sequence[str] | None = None,
+        *,
+        ready: "Event | Iterable[Event] | None" = None,
+        capture: bool | None = None,
+    ) -> "Binding":
+        """Holds inputs and outputs on the device, so that a run copies nothing; see `rocline.runtime.io_binding`.
+
+        Args:
+            inputs: by name: a NumPy array, which is copied; a `Buffer`, or anything with ``__dlpack__``, whose memory
+                is used as it is; or a shape to allocate, which `Binding.inputs` is then written to. An input that is
+                left out is allocated if the model fixes its shape.
+            outputs: by name: a `Buffer`, or anything with ``__dlpack__``, to write to; a shape to allocate; or None:
+                ONNX Runtime allocates at each run. Or only names, or None for all outputs: then each is allocated once
+                if its shape follows from the inputs', else at each run.
+            ready: events to wait for, on the device, before anything of the inputs is read.
+            capture: replay a captured graph from the first run on; None: as the option ``graph_capture`` says.
+
+        Raises:
+            InputError: a name is unknown, an input is missing, or a dtype or shape does not fit.
+            DeviceError: a buffer is closed or elsewhere, or the device is out of memory.
+            RoclineError: this session is closed.
+        """
+        from rocline.runtime.io_binding import Binding
+
+        binding = Binding(self._bindable, inputs or {}, outputs, ready, capture)
+        self._bindings.add(binding)
+        return binding
+
+    @cached_property
+    def _bindable(self) -> "Bindable":
+        """What bindings need of this session; made for the first."""
+        from rocline.runtime.io_binding import Bindable
+
+        session, lane = self.ort, self._open_lane()
+        if self._lane is None:
+            host, options = lane, None
+        else:
+            import onnxruntime
+
+            host = self._host = Lane.open("cpu", 0)
+            options = onnxruntime.RunOptions()
+            # The caller waits, where and when it needs to; and graphs are captured by `rocline.runtime.capture`.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            options.add_run_config_entry("gpu_graph_id", "-1")
+        optional = (_spec(node) for node in session.get_overridable_initializers())
+        return Bindable(
+            path=self._path,
+            ort=session,
+            memory=self._memory,
+            inputs={spec.name: spec for spec in (*self.inputs, *optional)},
+            outputs={spec.name: spec for spec in self.outputs},
+            check=self._check,
+            lane=lane,
+            host=host,
+            turn=self._turn,
+            run_options=options,
+            graph_capture=self._capture,
+            uncapturable=self._uncapturable,
+        )
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Runs the model once.
@@ -155,6 +248,8 @@ class Session:
         session = self._ort or self.ort
         self._check(inputs)
         names = self._output_names if outputs is None else self._wanted(outputs)
+        if self._in_buffers:
+            return self._run_bound(inputs, names)
         try:
             if self._bfloat16:
                 from rocline.runtime import bfloat16
@@ -166,9 +261,37 @@ class Session:
             raise RoclineError(f"{self._path}: run failed: {essence(error)}") from error
         return dict(zip(names, values, strict=True))
 
+    def _run_bound(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        """Runs on the session's stream; the only wait is for the outputs."""
+        with self.bind(inputs, dict.fromkeys(names), capture=False) as bound, contextlib.ExitStack() as copies:
+            bound.run()
+            fetched = [copies.enter_context(bound.outputs[name].fetch()) for name in names]
+            return {name: copy.view().copy() for name, copy in zip(names, fetched, strict=True)}
+
     def close(self) -> None:
-        """Frees the model; a second call does nothing."""
-        self._ort = None
+        """Waits for what is queued, closes every binding, and frees the model; a second call does nothing.
+
+        The session's own stream, and every buffer on `device`, is closed with the last session that uses it.
+
+        Raises:
+            DeviceError: work that was still queued failed.
+        """
+        if getattr(self, "_ort", None) is None:
+            return
+        with contextlib.ExitStack() as last_first:
+            for lane in (self._lane, self._host):
+                if lane is not None:
+                    last_first.callback(lane.leave)
+            last_first.callback(setattr, self, "_ort", None)
+            for binding in list(self._bindings):
+                last_first.callback(binding.close)
+            if self._lane is not None and not self._lane.stream.closed:
+                self._lane.stream.synchronize()
+
+    def __del__(self) -> None:
+        # In this order also where nobody called close: what is queued, ONNX Runtime, the stream.
+        with contextlib.suppress(Exception):
+            self.close()
 
     def __enter__(self) -> "Session":
         return self
@@ -178,6 +301,17 @@ class Session:
     ) -> None:
         self.close()
 
+    def _open_lane(self) -> Lane:
+        self._check_open()
+        lane = self._lane or self._host
+        if lane is None:
+            lane = self._host = Lane.open("cpu", 0)
+        return lane
+
+    def _check_open(self) -> None:
+        if self._ort is None:
+            raise RoclineError(f"{self._path}: the session is closed")
+
     def _wanted(self, outputs: Sequence[str]) -> list[str]:
         known = ", ".join(self._output_names)
         if isinstance(outputs, str) or not outputs:
@@ -186,18 +320,6 @@ class Session:
             if name not in self._output_names:
                 raise InputError(f"output '{name}': unknown, the model gives {known}")
         return list(outputs)
-
-
-def _refuse(fallbacks: Sequence[Fallback]) -> None:
-    if fallbacks:
-        first = fallbacks[0]
-        raise ProviderError(f"strict: {first.provider} cannot run here: {first.why}")
-
-
-def _dropped(providers: Sequence[Provider], errors: Sequence[str]) -> list[Fallback]:
-    """Says for each provider that ONNX Runtime dropped what ONNX Runtime logged about it."""
-    reason = errors[0] if errors else "ONNX Runtime dropped it without a word"
-    return [Fallback(row.ort_name, reason, f"check the installation of {row.stack}") for row in providers]
 
 
 def _spec(node: Any, any_rank: Collection[str] = ()) -> TensorSpec:

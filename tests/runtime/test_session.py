@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 import rocline
 from rocline.errors import InputError, ModelError, ProviderError, RoclineError
 from rocline.runtime import session as session_module
+from rocline.runtime import startup
 from rocline.runtime.ort_session import _listed_nodes
 from rocline.runtime.probe import Probe
 
@@ -175,6 +176,7 @@ def test_strict_fails_with_the_same_reason(matmul, providers, caplog):
 def test_a_provider_that_onnxruntime_drops_is_a_fallback(matmul, monkeypatch, capfd):
     """As where a probe misses something: ONNX Runtime is asked, fails to load the provider, and only logs it."""
     monkeypatch.setattr(session_module.probe, "probe", lambda provider, *_, **__: Probe(provider))
+    monkeypatch.setattr(startup, "_first_with_stream", lambda _: None)
     with rocline.Session(matmul) as session:
         (fallback,) = session.report.fallbacks
         assert session.report.active == (CPU,)
@@ -188,6 +190,19 @@ def test_a_provider_that_onnxruntime_drops_is_a_fallback(matmul, monkeypatch, ca
     # One line of logging's own last resort, and nothing of ONNX Runtime's.
     assert captured.err.count("\n") <= 1
     assert "onnxruntime:" not in captured.err
+
+
+def test_a_device_that_does_not_initialise_is_a_fallback(matmul, monkeypatch):
+    """As where a probe misses something, and the device's runtime cannot be loaded or has no device."""
+    monkeypatch.setattr(session_module.probe, "probe", lambda provider, *_, **__: Probe(provider))
+    with rocline.Session(matmul) as session:
+        (fallback,) = session.report.fallbacks
+        assert session.report.active == (CPU,)
+        assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[18, 22, 26]]
+    assert fallback.provider == ROCM
+    assert "libamdhip64.so.7 not found" in fallback.reason
+    with pytest.raises(ProviderError, match="strict: ROCMExecution.* libamdhip64"):
+        rocline.Session(matmul, strict=True)
 
 
 def test_a_dropped_provider_leaves_a_bfloat16_model_widened(tmp_path, monkeypatch):

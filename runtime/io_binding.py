@@ -1,0 +1,395 @@
+"""Inputs and outputs of a session held on its device: a run copies nothing, and the host waits only where it reads.
+
+    with session.bind({"x": array}, {"y": None}) as bound:
+        bound.run()                                        # queued; nothing waits
+        bound.inputs["x"].copy_from(bound.outputs["y"], stream=session.stream)
+        bound.run()                                        # behind the copy, on the same stream
+        y = bound.outputs["y"].numpy()                     # waits for these runs and the copy to the host
+
+On the CPU the same calls work on the host's memory, and a run is done when it returns.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rocline.errors import InputError, RoclineError
+from rocline.runtime import capture as graphs
+from rocline.runtime.bound_tensors import (
+    AUTOMATIC,
+    buffer_dtype,
+    check_output,
+    check_overlaps,
+    infer_shape,
+    own_buffer,
+    stand_in,
+    wanted_outputs,
+)
+from rocline.runtime.devices import Buffer, Event
+from rocline.runtime.inputs import InputCheck
+from rocline.runtime.manifest import TensorSpec
+from rocline.runtime.ort_binding import Arena, OrtBinding, read_on_host
+from rocline.runtime.ort_log import LOGGER, essence
+from rocline.runtime.startup import Lane
+from rocline.runtime.turns import Turn, alone
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+@dataclass
+class Bindable:
+    """What bindings need of a session.
+
+    Attributes:
+        path: the model, for messages.
+        ort: ONNX Runtime's session.
+        memory: ONNX Runtime's name of the device's memory.
+        inputs: its inputs by name, those with a default in the model too.
+        outputs: its outputs by name.
+        check: checks inputs.
+        lane: the device and the stream.
+        host: where inputs are kept that the model reads on the host; the same lane if all is on the host.
+        turn: who runs.
+        run_options: onnxruntime.RunOptions with which a run only queues; None on the host.
+        graph_capture: whether a binding captures unless told otherwise.
+        uncapturable: why no run of the session can be captured; None if it can be tried.
+    """
+
+    path: Path
+    ort: "onnxruntime.InferenceSession"
+    memory: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    check: InputCheck
+    lane: Lane
+    host: Lane
+    turn: Turn
+    run_options: Any
+    graph_capture: bool
+    uncapturable: str | None
+
+    @cached_property
+    def on_host(self) -> frozenset[str]:
+        """Inputs that the model reads on the host (a shape, for one), wherever it runs."""
+        return frozenset() if self.host is self.lane else read_on_host(self.ort, self.inputs)
+
+    @cached_property
+    def arena(self) -> Arena:
+        """What ONNX Runtime allocated for outputs."""
+        return Arena(self.lane.stream)
+
+
+class Binding:
+    """Inputs and outputs bound for any number of runs; `rocline.runtime.session.Session.bind` makes it.
+
+    One buffer may be bound to an input and to an output, and in several bindings: what is queued on one stream is done
+    in order, and where another stream used a buffer, the device waits for that. Work that neither a `Buffer` nor DLPack
+    knows of is ordered by ``ready`` before a run and `Stream.record` after it.
+
+    The binding keeps its buffers' memory; what `inputs` and `outputs` give is closed with it. It is closed by `close`,
+    at the end of a ``with`` block, or with its session.
+
+    Attributes:
+        captured: whether runs replay a captured graph.
+        uncaptured: why they do not; empty if they do.
+        closed: whether it is closed.
+    """
+
+    def __init__(
+        self,
+        session: Bindable,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | Sequence[str] | None,
+        ready: "Event | Iterable[Event] | None",
+        capture: bool | None,
+    ) -> None:
+        self._session, self._turn = session, session.turn
+        self._device, self._stream = session.lane.device, session.lane.stream
+        self._driver = self._device.driver
+        self._inputs: dict[str, Buffer] = {}
+        self._outputs: dict[str, Buffer] = {}
+        self._wanted = wanted_outputs(session.outputs, outputs)
+        self._dynamic: tuple[str, ...] = ()
+        self._computed = False
+        self._arena = session.arena
+        self._handovers = -1
+        self._graph: graphs.Graph | None = None
+        self.closed = False
+        self._ort = OrtBinding(session.ort, session.memory, self._device.device_id)
+        self._run_ort, self._io, self._options = session.ort.run_with_iobinding, self._ort.io, session.run_options
+        try:
+            self._wait(ready)
+            self._bind_inputs(inputs)
+            self._bind_outputs()
+            self.uncaptured = self._obstacle(session.graph_capture if capture is None else capture)
+            self._try_capture = not self.uncaptured
+            self.captured = False
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def inputs(self) -> Mapping[str, Buffer]:
+        """The bound inputs by name; what is written to one is what the next run reads.
+
+        Those that the model reads on the host, whatever the device, are in the host's memory.
+        """
+        return MappingProxyType(self._inputs)
+
+    @property
+    def outputs(self) -> "Outputs":
+        """The bound outputs by name; those that ONNX Runtime allocates exist from the first run on, anew after each."""
+        return Outputs(self)
+
+    def run(self, *, ready: "Event | Iterable[Event] | None" = None) -> None:
+        """Queues one run on the session's stream and returns; on the CPU it is done by then.
+
+        Args:
+            ready: events that the device waits for before the run.
+
+        Raises:
+            RoclineError: the run failed, or the binding is closed. Outputs then hold nothing to rely on.
+        """
+        if ready is not None:
+            self._wait(ready)
+        if self._try_capture:
+            self._capture()
+            return
+        with self._turn:
+            self._prepare()
+            if self._graph is None:
+                self._queue()
+            else:
+                self._graph.launch(self._stream)
+
+    def synchronize(self) -> None:
+        """Waits until all that was queued on the session's stream is done.
+
+        Raises:
+            DeviceError: something that was queued failed.
+            RoclineError: the binding is closed.
+        """
+        self._check_open()
+        self._stream.synchronize()
+
+    def set_input(self, name: str, value: Any, *, ready: "Event | Iterable[Event] | None" = None) -> None:
+        """Binds another tensor to an input from the next run on: an output that ONNX Runtime allocated, for one.
+
+        Outputs that were allocated because their shape followed from the inputs' are allocated anew where it changes.
+
+        Args:
+            name: the input.
+            value: as `Session.bind` takes it.
+            ready: events that the device waits for first.
+
+        Raises:
+            InputError: the input is unknown, or dtype or shape do not fit.
+            RoclineError: the binding is closed, or captured: then only what its buffers hold can change.
+        """
+        self._check_open()
+        if self.captured or self._try_capture:
+            raise RoclineError(f"{self._session.path}: input '{name}': the runs are captured, write to its buffer")
+        self._wait(ready)
+        with self._turn:
+            self._bind_inputs({name: value})
+            self._bind_outputs()
+
+    def close(self) -> None:
+        """Lets go of the buffers, in the order of the stream: what is queued goes on. A second call does nothing.
+
+        Raises:
+            DeviceError: a captured graph was still at work, and failed.
+        """
+        with self._turn:
+            if self.closed:
+                return
+            self.closed = True
+        self._ort.close()
+        for buffer in (*self._inputs.values(), *self._outputs.values()):
+            buffer.close()
+        if self._graph is not None:
+            if not self._stream.closed:
+                self._stream.synchronize()
+            self._graph.close()
+
+    def __enter__(self) -> "Binding":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"binding of {self._session.path}"
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The bound outputs."""
+        return tuple(self._wanted)
+
+    def output(self, name: str) -> Buffer:
+        """Returns one output's buffer; see `outputs`."""
+        self._check_open()
+        if name not in self._wanted:
+            raise InputError(f"output '{name}': not bound, only {', '.join(self._wanted)}")
+        if name not in self._outputs:
+            if not self._computed:
+                raise RoclineError(f"{self._session.path}: output '{name}': ONNX Runtime allocates it in run()")
+            values = self._ort.outputs(self._wanted)
+            for new in self._dynamic:
+                self._outputs[new] = self._arena.wrap(values[new], self._session.outputs[new])
+        return self._outputs[name]
+
+    def _check_open(self) -> None:
+        if self.closed or self._stream.closed:
+            raise RoclineError(f"{self}: closed" if self.closed else f"{self}: the stream is closed")
+
+    def _wait(self, ready: "Event | Iterable[Event] | None") -> None:
+        for event in () if ready is None else (ready,) if isinstance(ready, Event) else ready:
+            self._stream.wait(event)
+
+    def _prepare(self) -> None:
+        """Readies everything for one more run to be queued."""
+        self._check_open()
+        if self._handovers != self._driver.handovers:
+            self._announce()
+        if self._arena:
+            self._arena.collect()
+        if self._dynamic:
+            # Who holds the last run's outputs keeps them.
+            for name in self._dynamic:
+                self._outputs.pop(name, None)
+            self._ort.bind_new(self._dynamic)
+
+    def _announce(self) -> None:
+        """Lets the stream wait for what others did with the buffers, and notes what it is about to do with them."""
+        with self._driver.lock:
+            for buffer in self._inputs.values():
+                if buffer.device.same_as(self._device):
+                    buffer.use(self._stream)
+            for name, buffer in self._outputs.items():
+                if name not in self._dynamic:
+                    buffer.use(self._stream, write=True)
+            self._handovers = self._driver.handovers
+
+    def _queue(self) -> None:
+        try:
+            self._run_ort(self._io, self._options)
+        except Exception as error:
+            self._computed = False
+            raise RoclineError(f"{self._session.path}: run failed: {essence(error)}") from error
+        self._computed = True
+
+    def _capture(self) -> None:
+        """The first run, alone on the device, captured if that can be."""
+        with alone(self._driver):
+            self._prepare()
+            self._try_capture = False
+            try:
+                inputs, outputs = list(self._inputs.values()), list(self._outputs.values())
+                self._graph = graphs.capture(self._queue, self._stream, inputs, outputs)
+                self.captured = True
+            except graphs.Uncapturable as error:
+                self._refuse_capture(str(error))
+
+    def _obstacle(self, capture: bool) -> str:
+        """Returns why runs of this binding cannot be captured, or nothing."""
+        if not capture:
+            return "not asked for"
+        reason = self._session.uncapturable
+        if reason is None:
+            on_host = [name for name in self._inputs if name in self._session.on_host]
+            if on_host:
+                reason = f"the model reads {', '.join(on_host)} on the host"
+            elif self._dynamic:
+                reason = f"ONNX Runtime allocates {', '.join(self._dynamic)} at each run; give the shape"
+        if reason is not None:
+            self._refuse_capture(reason)
+        return reason or ""
+
+    def _refuse_capture(self, reason: str) -> None:
+        self.uncaptured = reason
+        LOGGER.warning("%s: runs are not captured as a graph: %s", self._session.path, reason)
+
+    def _bind_inputs(self, given: Mapping[str, Any]) -> None:
+        """Binds what is given, and at first also what the model fixes the shape of."""
+        session = self._session
+        made: dict[str, Buffer] = {}
+        try:
+            for name, value in given.items():
+                spec = session.inputs.get(name)
+                if spec is None:
+                    raise InputError(f"input '{name}': unknown, the model takes {', '.join(session.inputs)}")
+                made[name] = self._input(spec, value)
+            if not self._inputs:
+                for name in session.check.required:
+                    shape = session.inputs[name].shape
+                    if name not in made and all(isinstance(size, int) for size in shape):
+                        made[name] = self._input(session.inputs[name], shape)
+            bound = {**self._inputs, **made}
+            session.check({name: stand_in(buffer.shape, buffer.dtype) for name, buffer in bound.items()})
+        except BaseException:
+            for buffer in made.values():
+                buffer.close()
+            raise
+        for name, buffer in made.items():
+            self._ort.bind_input(name, buffer)
+            if name in self._inputs:
+                self._inputs[name].close()
+            self._inputs[name] = buffer
+        self._handovers = -1
+
+    def _input(self, spec: TensorSpec, value: Any) -> Buffer:
+        """Returns a buffer of the binding's own for an input."""
+        lane = self._session.host if spec.name in self._session.on_host else self._session.lane
+        if isinstance(value, np.ndarray):
+            buffer_dtype(spec)
+            return lane.device.upload(value, stream=lane.stream)
+        return own_buffer(f"input '{spec.name}'", spec, value, lane)
+
+    def _bind_outputs(self) -> None:
+        """Binds what is not bound yet, or of another shape than the inputs' shapes ask for now."""
+        session, dynamic = self._session, []
+        shapes = {name: buffer.shape for name, buffer in self._inputs.items()}
+        for name, wanted in self._wanted.items():
+            spec, where = session.outputs[name], f"output '{name}'"
+            buffer_dtype(spec)
+            shape = infer_shape(spec, session.inputs, shapes)
+            value = shape if wanted is AUTOMATIC else wanted
+            bound = self._outputs.get(name)
+            if value is None:
+                dynamic.append(name)
+                self._ort.bind_new([name])
+            elif bound is None or (wanted is AUTOMATIC and bound.shape != shape):
+                buffer = own_buffer(where, spec, value, session.lane)
+                self._outputs[name] = buffer
+                if bound is not None:
+                    bound.close()
+                check_output(where, spec, shape, buffer)
+                self._ort.bind_output(name, buffer)
+        self._dynamic = tuple(dynamic)
+        check_overlaps(self._inputs, self._outputs)
+        self._handovers = -1
+
+
+class Outputs(Mapping[str, Buffer]):
+    """A binding's outputs by name."""
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self._binding.output(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._binding.output_names)
+
+    def __len__(self) -> int:
+        return len(self._binding.output_names)

@@ -1,0 +1,141 @@
+"""ONNX Runtime's IO binding on buffers: by raw pointer, which is the one way that every GPU build of it takes."""
+
+import math
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rocline.runtime.bound_tensors import buffer_dtype
+from rocline.runtime.devices import Buffer, Stream
+from rocline.runtime.devices.storage import Storage
+from rocline.runtime.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# ONNX's number for it: NumPy has no type by which to name it.
+_BFLOAT16 = 16
+# Stands for the address of a tensor without elements, which may have none; ONNX Runtime wants one.
+_NOWHERE = 64
+
+
+class Arena:
+    """What ONNX Runtime allocated for outputs, given back to it only in the order of the session's stream.
+
+    Its arena hands memory that is free to the next run, and knows of no stream but the session's. A buffer on such
+    memory may be dropped at any time by any thread; what other streams still do with it is waited for before a run.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._lent: weakref.WeakSet[Buffer] = weakref.WeakSet()
+        self._dropped: deque[tuple[Any, set[Stream], bool]] = deque()
+        self._closed = False
+
+    def wrap(self, value: Any, spec: TensorSpec) -> Buffer:
+        """Returns a buffer on the memory of an onnxruntime.OrtValue, which it keeps."""
+        shape, dtype = tuple(value.shape()), buffer_dtype(spec)
+        nbytes = math.prod(shape) * dtype.itemsize
+        kept = [value]
+
+        def release(storage: Storage) -> None:
+            if not self._closed:
+                self._dropped.append((kept[0], storage.streams - {self._stream}, storage.strangers))
+            kept.clear()
+
+        device = self._stream.device
+        buffer = Buffer(Storage(device, value.data_ptr(), nbytes, self._stream, release), shape, dtype, self._stream)
+        self._lent.add(buffer)
+        return buffer
+
+    def collect(self) -> None:
+        """Gives back what was dropped, after letting the stream wait for who may still use it."""
+        while self._dropped:
+            value, streams, strangers = self._dropped.popleft()
+            if strangers:
+                self._stream.device.driver.synchronize_device(self._stream.device.device_id)
+            for stream in streams:
+                self._stream.wait(stream)
+            del value
+
+    def close(self) -> None:
+        """Closes the buffers, and lets go of all but what a DLPack consumer still holds."""
+        for buffer in list(self._lent):
+            buffer.close()
+        if not self._stream.closed:
+            self.collect()
+        self._closed = True
+        self._dropped.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._dropped)
+
+
+class OrtBinding:
+    """One onnxruntime.IOBinding.
+
+    Args:
+        session: the onnxruntime.InferenceSession.
+        memory: ONNX Runtime's name of the device's memory.
+        device_id: which device.
+
+    Attributes:
+        io: the onnxruntime.IOBinding, for ``run_with_iobinding``.
+    """
+
+    def __init__(self, session: "onnxruntime.InferenceSession", memory: str, device_id: int) -> None:
+        self.io: Any = session.io_binding()
+        self._memory, self._device_id = memory, device_id
+
+    def bind_input(self, name: str, buffer: Buffer) -> None:
+        """Lets ONNX Runtime read an input from ``buffer``."""
+        self.io.bind_input(name, *self._place(buffer))
+
+    def bind_output(self, name: str, buffer: Buffer) -> None:
+        """Lets ONNX Runtime write an output to ``buffer``."""
+        self.io.bind_output(name, *self._place(buffer))
+
+    def bind_new(self, names: Iterable[str]) -> None:
+        """Lets ONNX Runtime allocate these outputs in the next run; afterwards they keep that memory and its shape."""
+        for name in names:
+            self.io.bind_output(name, self._memory, self._device_id)
+
+    def outputs(self, names: Iterable[str]) -> dict[str, Any]:
+        """Returns the onnxruntime.OrtValue of each output after a run; ``names`` are all that were bound, in order."""
+        return dict(zip(names, self.io.get_outputs(), strict=True))
+
+    def close(self) -> None:
+        """Lets go of every buffer."""
+        self.io.clear_binding_inputs()
+        self.io.clear_binding_outputs()
+
+    def _place(self, buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:
+        host = buffer.device.driver.host_memory
+        element: Any = _BFLOAT16 if buffer.dtype.name == "bfloat16" else buffer.dtype.type
+        pointer = buffer.pointer or _NOWHERE
+        return "cpu" if host else self._memory, 0 if host else self._device_id, element, buffer.shape, pointer
+
+
+def read_on_host(session: "onnxruntime.InferenceSession", names: Iterable[str]) -> frozenset[str]:
+    """Returns the inputs that a session on a GPU reads on the host, whose memory has to be bound then.
+
+    ONNX Runtime 1.22 does not tell. But what it binds in the wrong place it copies, at once and never again; what is in
+    the right place it keeps, and that shows in the number of references to an array that holds no elements.
+    """
+    from onnxruntime.capi.onnxruntime_pybind11_state import OrtValue
+
+    binding = session.io_binding()._iobinding
+    kept = set()
+    for name in names:
+        array = np.empty(0, np.uint8)
+        before = sys.getrefcount(array)
+        value = OrtValue.from_dlpack(array.__dlpack__(), False)
+        binding.bind_ortvalue_input(name, value)
+        del value
+        if sys.getrefcount(array) > before:
+            kept.add(name)
+    return frozenset(kept)
