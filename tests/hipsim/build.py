@@ -48,7 +48,9 @@ class Library:
     aliases: tuple[str, ...] = ()
 
 
-RUNTIME = Library("libamdhip64.so.7", r"hip(?!blas|fft)|__hip", ("runtime", "modules", "provider"), 801, ("libamdhip64.so",))
+RUNTIME = Library(
+    "libamdhip64.so.7", r"hip(?!blas|fft)|__hip", ("runtime", "modules", "provider"), 801, ("libamdhip64.so",)
+)
 LIBRARIES = (
     RUNTIME,
     Library("libhipblas.so.3", r"hipblas|rocblas", ("libraries/blas.cc", "libraries/gemm.cc"), 7),
@@ -138,7 +140,9 @@ def _version_script(library: Library, symbols: list[tuple[str, str]]) -> str:
     return text
 
 
-def _link(compile_with: list[str], library: Library, objects: list[Path], folder: Path, symbols: list[tuple[str, str]]) -> None:
+def _link(
+    compile_with: list[str], library: Library, objects: list[Path], folder: Path, symbols: list[tuple[str, str]]
+) -> None:
     work = folder / "work"
     work.mkdir(exist_ok=True)
     stubs = work / f"{library.name}.stubs.cc"
@@ -166,31 +170,37 @@ def build() -> Path:
     """Returns the folder of the libraries, after building them if the sources have changed."""
     compile_with = compiler()
     headers = sorted(SOURCES.rglob("*.h"))
-    shared = _digest(part for path in headers for part in (str(path.relative_to(SOURCES)).encode(), path.read_bytes())).encode()
+    shared = _digest(path.read_bytes() for path in headers).encode()
     sources = {library: source_files(library) for library in LIBRARIES}
     everything = [path.read_bytes() for files in sources.values() for path in files]
-    key = _digest([shared, Path(__file__).read_bytes(), SYMBOLS.read_bytes(), " ".join(compile_with).encode(), *everything])
-    folder = CACHE / key
+    own = [Path(__file__).read_bytes(), SYMBOLS.read_bytes(), " ".join(compile_with).encode()]
+    folder = CACHE / _digest([shared, *own, *everything])
     if folder.exists():
         return folder
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = {library: [pool.submit(_compile, compile_with, path, shared) for path in files] for library, files in sources.items()}
-            objects = {library: [job.result() for job in made] for library, made in jobs.items()}
-        wanted = provider_symbols()
-        with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-            partial = Path(temporary) / "lib"
-            partial.mkdir()
-            for library in LIBRARIES:
-                symbols = [(name, version) for name, version in wanted if re.match(library.pattern, name)]
-                _link(compile_with, library, objects[library], partial, symbols)
-            shutil.rmtree(partial / "work")
-            partial.rename(folder)
+        if not folder.exists():
+            _build(compile_with, shared, sources, folder)
     return folder
+
+
+def _build(compile_with: list[str], shared: bytes, sources: dict[Library, list[Path]], folder: Path) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            library: [pool.submit(_compile, compile_with, path, shared) for path in files]
+            for library, files in sources.items()
+        }
+        objects = {library: [job.result() for job in made] for library, made in jobs.items()}
+    wanted = provider_symbols()
+    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+        partial = Path(temporary) / "lib"
+        partial.mkdir()
+        for library in LIBRARIES:
+            symbols = [(name, version) for name, version in wanted if re.match(library.pattern, name)]
+            _link(compile_with, library, objects[library], partial, symbols)
+        shutil.rmtree(partial / "work")
+        partial.rename(folder)
 
 
 if __name__ == "__main__":

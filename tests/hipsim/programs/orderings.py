@@ -1,0 +1,331 @@
+"""Orders in which two streams and the host may touch the same memory."""
+
+import threading
+
+from device import (
+    D2D,
+    D2H,
+    H2D,
+    SIZE,
+    attempt,
+    call,
+    case,
+    copy,
+    drop,
+    event,
+    fill,
+    first_byte,
+    main,
+    malloc,
+    pinned,
+    record,
+    stream,
+    synchronize,
+    wait,
+)
+
+
+@case
+def one_stream():
+    s, a, b = stream(), malloc(), malloc()
+    fill(a, 1, s)
+    copy(b, a, s)
+    fill(a, 2, s)
+
+
+@case
+def read_after_write():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    copy(b, a, t)
+
+
+@case
+def write_after_read():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    synchronize()
+    copy(b, a, s)
+    fill(a, 2, t)
+
+
+@case
+def write_after_write():
+    s, t, a = stream(), stream(), malloc()
+    fill(a, 1, s)
+    fill(a, 2, t)
+
+
+@case
+def read_after_read():
+    s, t, a, b, c = stream(), stream(), malloc(), malloc(), malloc()
+    fill(a, 1, s)
+    synchronize()
+    copy(b, a, s)
+    copy(c, a, t)
+
+
+@case
+def halves_of_one_allocation():
+    s, t, a = stream(), stream(), malloc()
+    fill(a, 1, s, SIZE // 2)
+    fill(a + SIZE // 2, 2, t, SIZE // 2)
+
+
+@case
+def one_byte_in_common():
+    s, t, a = stream(), stream(), malloc()
+    fill(a, 1, s, SIZE // 2 + 1)
+    fill(a + SIZE // 2, 2, t, SIZE // 2)
+
+
+@case
+def event_between():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    record(e, s)
+    wait(t, e)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def event_recorded_too_early():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    record(e, s)
+    fill(a, 1, s)
+    wait(t, e)
+    copy(b, a, t)
+
+
+@case
+def event_waited_for_too_late():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    record(e, s)
+    copy(b, a, t)
+    wait(t, e)
+
+
+@case
+def event_never_recorded():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    wait(t, e)
+    copy(b, a, t)
+
+
+@case
+def event_of_the_record_before():
+    """A wait takes the event as it stands; a later record does not reach it."""
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    record(e, s)
+    wait(t, e)
+    fill(a, 1, s)
+    record(e, s)
+    copy(b, a, t)
+
+
+@case
+def event_forgotten_after_the_wait():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    record(e, s)
+    wait(t, e)
+    drop(e)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def over_a_third_stream():
+    s, t, u, a, b, e, f = stream(), stream(), stream(), malloc(), malloc(), event(), event()
+    fill(a, 1, s)
+    record(e, s)
+    wait(t, e)
+    record(f, t)
+    wait(u, f)
+    copy(b, a, u)
+    return first_byte(b)
+
+
+@case
+def over_the_wrong_stream():
+    s, t, u, a, b, e = stream(), stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    record(e, u)
+    wait(t, e)
+    copy(b, a, t)
+
+
+@case
+def host_waits_for_the_stream():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    synchronize(s)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def host_waits_for_another_stream():
+    s, t, u, a, b = stream(), stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    synchronize(u)
+    copy(b, a, t)
+
+
+@case
+def host_waits_for_the_event():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    record(e, s)
+    call("hipEventSynchronize", e)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def host_asks_until_the_event_is_done():
+    s, t, a, b, e = stream(), stream(), malloc(), malloc(), event()
+    fill(a, 1, s)
+    record(e, s)
+    while attempt("hipEventQuery", e):
+        pass
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def host_asks_until_the_stream_is_done():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    while attempt("hipStreamQuery", s):
+        pass
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def host_waits_in_another_thread():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+
+    def produce():
+        fill(a, 1, s)
+        synchronize(s)
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    thread.join()
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def destroying_a_stream_waits_for_nothing():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    drop(s)
+    copy(b, a, t)
+
+
+@case
+def freeing_waits_for_the_device():
+    s, t, a, b, c = stream(), stream(), malloc(), malloc(), malloc()
+    fill(a, 1, s)
+    drop(c)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def null_stream_before_a_blocking_one():
+    s, a, b = stream(0), malloc(), malloc()
+    fill(a, 1, 0)
+    copy(b, a, s)
+    return first_byte(b)
+
+
+@case
+def null_stream_after_a_blocking_one():
+    s, a, b = stream(0), malloc(), malloc()
+    fill(a, 1, s)
+    copy(b, a, 0)
+    return first_byte(b)
+
+
+@case
+def null_stream_before_a_non_blocking_one():
+    s, a, b = stream(), malloc(), malloc()
+    fill(a, 1, 0)
+    copy(b, a, s)
+
+
+@case
+def null_stream_after_a_non_blocking_one():
+    s, a, b = stream(), malloc(), malloc()
+    fill(a, 1, s)
+    copy(b, a, 0)
+
+
+@case
+def blocking_streams_are_not_ordered():
+    s, t, a, b = stream(0), stream(0), malloc(), malloc()
+    fill(a, 1, s)
+    copy(b, a, t)
+
+
+@case
+def blocking_streams_around_the_null_stream():
+    s, t, a, b, c = stream(0), stream(0), malloc(), malloc(), malloc()
+    fill(a, 1, s)
+    fill(c, 1, 0)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def host_waits_for_the_null_stream():
+    """Which waits for the blocking streams first."""
+    s, t, a, b = stream(0), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    synchronize(0)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def copy_of_pageable_memory_waits():
+    """hipMemcpyAsync with memory of the host that is not pinned is synchronous."""
+    from ctypes import create_string_buffer
+
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    copy(a, create_string_buffer(bytes([1]) * SIZE, SIZE), s, H2D)
+    copy(b, a, t)
+    return first_byte(b)
+
+
+@case
+def copy_of_pinned_memory_does_not_wait():
+    s, t, a, b, h = stream(), stream(), malloc(), malloc(), pinned()
+    copy(a, h, s, H2D)
+    copy(b, a, t)
+
+
+@case
+def synchronous_copy_on_the_device_does_not_wait():
+    """hipMemcpy between two places on the device returns at once."""
+    s, a, b, c = stream(), malloc(), malloc(), malloc()
+    call("hipMemcpy", b, a, SIZE, D2D)
+    copy(c, b, s)
+
+
+@case
+def pinned_memory_reused_too_early():
+    s, t, a, b, h = stream(), stream(), malloc(), malloc(), pinned()
+    copy(a, h, s, H2D)
+    copy(h, b, t, D2H)
+
+
+if __name__ == "__main__":
+    main()
