@@ -6,7 +6,8 @@ numbers is the Python array API standard's, 2023.12 (``__dlpack__``, ``__dlpack_
 
 import ctypes
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,10 @@ _DEAD.PyCapsule_GetPointer.argtypes, _DEAD.PyCapsule_GetPointer.restype = (c_voi
 _LENT: "dict[int, tuple[_Managed, Any, Storage]]" = {}
 
 
-def _delete(address: int) -> None:
-    lent = _LENT.pop(address, None)
-    if lent is not None:
-        lent[2].let_go()
+def _delete(address: int, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    # When the interpreter ends, what this module refers to is gone before the last consumers are.
+    if not finalizing():
+        _LENT.pop(address)[2].let_go()
 
 
 def _drop(capsule: int) -> None:

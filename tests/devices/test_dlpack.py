@@ -1,0 +1,388 @@
+"""DLPack in both directions: PyTorch and NumPy on the host, the protocol's rules for GPUs on a fake driver."""
+
+import ctypes
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from fake_driver import CUDA, HIP, FakeDriver
+
+from rocline import DeviceError
+from rocline.runtime.devices import dlpack, open_device
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+    "complex64": torch.complex64,
+}
+
+
+@pytest.fixture
+def device():
+    with open_device("cpu") as device:
+        yield device
+    if dlpack._LENT:
+        gc.collect()
+    assert dlpack._LENT == {}, "a capsule or its consumer was not let go of"
+
+
+@pytest.fixture
+def stream(device):
+    return device.create_stream()
+
+
+class Old:
+    """A producer from before DLPack 1.0."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, stream=None):
+        return self.tensor.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+
+def data_of(array):
+    """The bits, for dtypes that NumPy or PyTorch compare badly."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (), (0, 2), (5, 1, 7)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_to_torch(device, stream, dtype, shape):
+    buffer = device.allocate(shape, dtype, stream=stream)
+    buffer.array[...] = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(buffer.dtype)
+    tensor = torch.from_dlpack(buffer)
+    assert (tensor.dtype, tuple(tensor.shape)) == (DTYPES[dtype], shape)
+    if tensor.numel():
+        assert tensor.data_ptr() == buffer.pointer
+        tensor += 1 if dtype != "bool" else True
+        expected = tensor.view(torch.uint8) if shape else tensor[None].view(torch.uint8)
+        np.testing.assert_array_equal(data_of(buffer.array), expected.numpy().reshape(-1))
+    del tensor
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (), (0, 2), (5, 1, 7)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("age", [Old, lambda tensor: tensor])
+def test_from_torch(device, stream, dtype, shape, age):
+    tensor = torch.arange(int(np.prod(shape))).reshape(shape).to(DTYPES[dtype])
+    buffer = device.from_dlpack(age(tensor), stream=stream)
+    assert (buffer.dtype.name, buffer.shape, buffer.read_only) == (dtype, shape, False)
+    if tensor.numel():
+        assert buffer.pointer == tensor.data_ptr()
+        buffer.fill(1, stream=stream)
+        flat = tensor.reshape(-1).view(torch.uint8)
+        assert torch.all(flat == 1)
+    buffer.close()
+
+
+def test_numpy_both_ways(device, stream):
+    array = np.arange(6, dtype=np.int16).reshape(2, 3)
+    buffer = device.from_dlpack(array, stream=stream)
+    assert buffer.pointer == array.ctypes.data
+    back = np.from_dlpack(buffer)
+    assert back.ctypes.data == array.ctypes.data
+    np.testing.assert_array_equal(back, array)
+    back[0, 0] = 9
+    assert array[0, 0] == 9
+
+
+def test_a_slice_begins_at_its_offset(device, stream):
+    tensor = torch.arange(12.0)
+    buffer = device.from_dlpack(tensor[4:8], stream=stream)
+    np.testing.assert_array_equal(buffer.array, [4, 5, 6, 7])
+
+
+def test_memory_lives_as_long_as_the_consumer(device, stream):
+    buffer = device.upload(np.arange(4.0), stream=stream)
+    tensor = torch.from_dlpack(buffer)
+    other = tensor[1:]
+    buffer.close()
+    del tensor
+    assert device.pool.statistics.used
+    device.allocate((4,), np.float64, stream=stream).array[:] = -1
+    assert other.tolist() == [1, 2, 3]
+    del other
+    assert device.pool.statistics.used == 0
+
+
+def test_a_producer_lives_as_long_as_the_buffer(device, stream):
+    tensor = torch.arange(4.0)
+    alive = weakref.ref(tensor)
+    buffer = device.from_dlpack(tensor, stream=stream)
+    view = buffer.view(2)
+    del tensor
+    buffer.close()
+    assert view.array.tolist() == [0, 1]
+    assert alive() is not None or view.pointer
+    view.close()
+    array = np.arange(4.0)
+    alive = weakref.ref(array)
+    buffer = device.from_dlpack(array, stream=stream)
+    del array
+    gc.collect()
+    assert alive() is not None
+    buffer.close()
+    assert alive() is None
+
+
+def test_a_capsule_that_nobody_takes_is_let_go(device, stream):
+    buffer = device.upload(np.arange(4.0), stream=stream)
+    for version in (None, (1, 0)):
+        capsule = buffer.__dlpack__(max_version=version)
+        assert len(dlpack._LENT) == 1
+        del capsule
+        assert dlpack._LENT == {}
+
+    def fail():
+        capsule = buffer.__dlpack__()
+        raise KeyError(str(capsule))
+
+    with pytest.raises(KeyError, match="capsule"):
+        fail()
+
+
+def test_a_capsule_is_taken_once(device, stream):
+    capsule = device.upload(np.arange(4.0), stream=stream).__dlpack__()
+
+    class Twice:
+        def __dlpack__(self, **_options):
+            return capsule
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    first = device.from_dlpack(Twice(), stream=stream)
+    with pytest.raises(DeviceError, match="no capsule that DLPack knows, or was taken already"):
+        device.from_dlpack(Twice(), stream=stream)
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [(None, "dltensor"), ((0, 8), "dltensor"), ((1, 0), "dltensor_versioned"), ((2, 3), "dltensor_versioned")],
+)
+def test_capsule_by_version(device, stream, version, name):
+    capsule = device.allocate(4, stream=stream).__dlpack__(max_version=version)
+    assert f'"{name}"' in repr(capsule)
+
+
+def test_read_only_stays_read_only(device, stream):
+    array = np.arange(4.0)
+    array.flags.writeable = False
+    buffer = device.from_dlpack(array, stream=stream)
+    assert buffer.read_only
+    assert not np.from_dlpack(buffer).flags.writeable
+    with pytest.raises(BufferError, match="read-only, which a consumer of DLPack before 1.0 cannot be told"):
+        buffer.__dlpack__()
+    with pytest.raises(DeviceError, match="read-only"):
+        buffer.fill(0, stream=stream)
+
+
+@pytest.mark.parametrize("copy", [True, False, None])
+def test_copy(device, stream, copy):
+    buffer = device.upload(np.arange(4.0), stream=stream)
+    array = np.from_dlpack(buffer, copy=copy)
+    assert (array.ctypes.data != buffer.pointer) is (copy is True)
+    np.testing.assert_array_equal(array, np.arange(4.0))
+    buffer.close()
+    del array
+    assert device.pool.statistics.used == 0
+
+
+def test_refused_tensors(device, stream):
+    for tensor, message in (
+        (torch.zeros(4, 4).T, r"strides \(1, 4\) of shape \(4, 4\), expected a contiguous tensor"),
+        (torch.zeros(8)[::2], r"strides \(2,\) of shape \(4,\)"),
+        (torch.zeros(4, dtype=torch.float8_e4m3fn), r"data type \d+ of 8 bits and 1 lanes is unknown here"),
+    ):
+        with pytest.raises(DeviceError, match=f"from_dlpack: {message}"):
+            device.from_dlpack(tensor, stream=stream)
+    with pytest.raises(DeviceError, match=r"the tensor is on kDLCPU:0, hip:0 takes kDLROCM:0"):
+        FakeDriver().device().from_dlpack(torch.zeros(4), stream=stream)
+
+
+def test_a_strange_version_is_refused(device, stream):
+    capsule = device.allocate(4, stream=stream).__dlpack__(max_version=(1, 0))
+    address = dlpack._capsule_pointer(capsule, b"dltensor_versioned")
+    ctypes.c_uint32.from_address(address).value = 9
+
+    class Future:
+        def __dlpack__(self, **_options):
+            return capsule
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    with pytest.raises(DeviceError, match=r"DLPack 9.0, expected version 1"):
+        device.from_dlpack(Future(), stream=stream)
+
+
+def test_axes_of_size_one_may_have_any_stride(device, stream):
+    tensor = torch.arange(6.0).reshape(2, 3)[:, None, :].transpose(0, 1)
+    assert device.from_dlpack(tensor, stream=stream).array.tolist() == [[[0, 1, 2], [3, 4, 5]]]
+
+
+def test_consumers_may_let_go_on_any_thread(device, stream):
+    buffers = [device.upload(np.arange(4.0), stream=stream) for _ in range(20)]
+    tensors = [torch.from_dlpack(buffer) for buffer in buffers]
+    for buffer in buffers:
+        buffer.close()
+    thread = threading.Thread(target=tensors.clear)
+    thread.start()
+    thread.join()
+    assert device.pool.statistics.used == 0
+
+
+def test_a_consumer_may_outlive_the_interpreter():
+    code = (
+        "import numpy as np, torch\nfrom rocline.runtime.devices import open_device\n"
+        "device = open_device('cpu')\nbuffer = device.upload(np.arange(4.0), stream=device.create_stream())\n"
+        "torch.kept = torch.from_dlpack(buffer)\nbuffer.close()\nprint(torch.kept.sum().item())"
+    )
+    ran = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "6.0\n", "")
+
+
+def test_closed(device, stream):
+    buffer = device.allocate(4, stream=stream)
+    buffer.close()
+    with pytest.raises(DeviceError, match="closed"):
+        buffer.__dlpack__()
+
+
+# The protocol's stream numbers: what the consumer means, as the handle of a stream or None for no order.
+NUMBERS = [
+    (CUDA, None, 1),
+    (CUDA, 1, 1),
+    (CUDA, 2, 2),
+    (CUDA, 0, "0 means nothing on kDLCUDA, expected None, -1, 1, 2 or a handle"),
+    (CUDA, -2, "-2 means nothing on kDLCUDA"),
+    (CUDA, -1, None),
+    (CUDA, 0x7770, 0x7770),
+    (HIP, None, 0),
+    (HIP, 0, 0),
+    (HIP, 1, "1 means nothing on kDLROCM, expected None, -1, 0 or a handle"),
+    (HIP, 2, "2 means nothing on kDLROCM"),
+    (HIP, -1, None),
+    (HIP, 0x7770, 0x7770),
+]
+
+
+@pytest.mark.parametrize(("kind", "number", "meaning"), NUMBERS)
+def test_stream_numbers(kind, number, meaning):
+    driver = FakeDriver(kind)
+    with driver.device() as gpu:
+        stream = gpu.create_stream()
+        buffer = gpu.allocate(4, stream=stream)
+        driver.log.clear()
+        if isinstance(meaning, str):
+            with pytest.raises(DeviceError, match=f"__dlpack__: stream {meaning}"):
+                buffer.__dlpack__(stream=number)
+            return
+        capsule = buffer.__dlpack__(stream=number)
+        assert driver.logged("wait") == ([] if meaning is None else [("wait", meaning, stream.handle)])
+        assert buffer.storage.strangers is (meaning is None)
+        assert buffer.__dlpack_device__() == (kind[1], 0)
+        del capsule
+
+
+@pytest.mark.parametrize("number", [1, 0x7770])
+def test_the_host_has_no_streams(device, stream, number):
+    with pytest.raises(DeviceError, match=f"stream {number} means nothing on kDLCPU, expected None"):
+        device.allocate(4, stream=stream).__dlpack__(stream=number)
+
+
+class Producer:
+    """A tensor of a fake GPU's device, which notes for which stream it was asked."""
+
+    def __init__(self, buffer):
+        self.buffer, self.asked = buffer, []
+
+    def __dlpack__(self, *, stream=None, max_version=None):
+        self.asked.append((stream, max_version))
+        return self.buffer.__dlpack__(stream=stream, max_version=max_version)
+
+    def __dlpack_device__(self):
+        return self.buffer.__dlpack_device__()
+
+
+@pytest.mark.parametrize(("kind", "null"), [(CUDA, 1), (HIP, 0)])
+def test_a_producer_is_asked_for_the_stream(kind, null):
+    with FakeDriver(kind).device() as gpu:
+        stream = gpu.create_stream()
+        producer = Producer(gpu.upload(np.arange(4.0), stream=stream))
+        buffer = gpu.from_dlpack(producer, stream=stream)
+        np.testing.assert_array_equal(buffer.numpy(), np.arange(4.0))
+        gpu.from_dlpack(producer, stream=gpu.foreign_stream(0))
+        assert producer.asked == [(stream.handle, (1, 0)), (null, (1, 0))]
+
+
+def test_work_of_a_consumer_is_waited_for():
+    driver = FakeDriver()
+    with driver.device() as gpu:
+        one, theirs = gpu.create_stream(), driver.create_stream(0)
+        buffer = gpu.allocate(4, stream=one)
+        buffer.fill(1, stream=one)
+        capsule = buffer.__dlpack__(stream=theirs)
+        driver.fill(buffer.pointer, 2, 4, theirs)
+        driver.log.clear()
+        buffer.use(one, write=True)
+        assert driver.logged("wait") == [("wait", one.handle, theirs)]
+        assert buffer.numpy(stream=one).tolist() == [2] * 4
+        del capsule
+    driver.synchronize_stream(theirs)
+    driver.destroy_stream(theirs)
+    assert driver.leaks() == {}
+
+
+def test_an_imported_tensor_is_let_go_after_the_work_that_uses_it():
+    driver = FakeDriver()
+    with driver.device() as gpu:
+        one = gpu.create_stream()
+        source = gpu.upload(np.arange(4.0), stream=one)
+        taken = gpu.from_dlpack(Producer(source), stream=one)
+        target = gpu.allocate((4,), np.float64, stream=one)
+        target.copy_from(taken, stream=one)
+        source.close()
+        driver.log.clear()
+        taken.close()
+        assert driver.logged("synchronize_stream") == [("synchronize_stream", one.handle)]
+        np.testing.assert_array_equal(target.numpy(), np.arange(4.0))
+
+
+def test_a_gpu_gives_the_host_a_copy():
+    with FakeDriver().device() as gpu:
+        buffer = gpu.upload(np.arange(4, dtype=ml_dtypes.bfloat16), stream=gpu.create_stream())
+        tensor = torch.utils.dlpack.from_dlpack(buffer.__dlpack__(dl_device=(1, 0), max_version=(1, 0)))
+        assert tensor.dtype == torch.bfloat16
+        assert tensor.tolist() == [0, 1, 2, 3]
+        with pytest.raises(BufferError, match="cannot be exported to kDLCPU:0 without a copy"):
+            buffer.__dlpack__(dl_device=(1, 0), copy=False)
+        with pytest.raises(BufferError, match="cannot be exported to kDLCUDA:0, only as it is or to the host"):
+            buffer.__dlpack__(dl_device=(2, 0))
+        copied = buffer.__dlpack__(copy=True, stream=0)
+        address = dlpack._capsule_pointer(copied, b"dltensor")
+        assert ctypes.c_void_p.from_address(address).value != buffer.pointer
+
+
+def test_numpy_takes_a_copy_from_a_gpu():
+    with FakeDriver().device() as gpu:
+        buffer = gpu.upload(np.arange(4.0), stream=gpu.create_stream())
+        np.testing.assert_array_equal(np.from_dlpack(buffer, device="cpu"), np.arange(4.0))
