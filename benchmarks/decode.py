@@ -191,7 +191,7 @@ def main():
     ways = ways_to_prefill(arguments) if arguments.prefill else ways_to_decode(arguments)
     tokenizer = TextTokenizer(arguments.folder)
     if arguments.prefill:
-        ids = tokenizer.encode(f"{PROMPT} " * 60)[:512]
+        ids = tokenizer.encode(f"{PROMPT} " * 80)[:512]
         print(f"prefill of {len(ids)} tokens, tokens a second")
         compare(ways, ids, 1, arguments.rounds, lambda prefill_s, _: len(ids) / prefill_s)
     else:

@@ -155,8 +155,13 @@ def finite(logits: NDArray[np.float32], folder: str, tokens: int) -> NDArray[np.
     """
     largest = logits.max()
     if not np.isfinite(largest):
-        raise ModelError(
-            f"{folder}: the largest logit after token {tokens} is {largest}, expected a finite number; "
-            "the weights are damaged, or overflow in this dtype"
-        )
+        raise not_finite(str(largest), folder, tokens)
     return logits
+
+
+def not_finite(largest: str, folder: str, tokens: int) -> ModelError:
+    """Returns the error for logits after ``tokens`` tokens whose largest one is ``largest``."""
+    return ModelError(
+        f"{folder}: the largest logit after token {tokens} is {largest}, expected a finite number; "
+        "the weights are damaged, or overflow in this dtype"
+    )

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rocline.errors import ModelError
-from rocline.runtime.decoder import Interface
+from rocline.runtime.decoder import Interface, not_finite
 from rocline.runtime.sampling import Sampler, Sampling
 
-_REFUSALS = {-5: "is NaN", -6: "is -inf"}
-"""What SampleToken gives on a GPU, which cannot raise, in place of a token: see its spec."""
+_LARGEST = {-5: "nan", -6: "-inf"}
+"""The largest logit, by what SampleToken gives in place of a token on a GPU, which cannot raise: see its spec."""
 
 
 class SamplingHead:
@@ -54,8 +53,11 @@ class SamplingHead:
             ModelError: the logits after ``place`` tokens held NaN or nothing but -inf.
         """
         if token < 0:
-            raise ModelError(
-                f"{self._folder}: the largest logit after token {place} {_REFUSALS[token]}, expected a finite number; "
-                "the weights are damaged, or overflow in this dtype"
-            )
+            raise not_finite(_LARGEST[token], self._folder, place)
         return token
+
+    def explain(self, message: str, place: int) -> Exception | None:
+        """Returns the error for a run that failed with ``message`` where the head refused the logits, else None."""
+        if "SampleToken: input 'logits'" not in message:
+            return None
+        return not_finite("nan" if "NaN" in message else "-inf", self._folder, place)

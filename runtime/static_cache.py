@@ -128,8 +128,8 @@ class StaticDecoding(Decoding):
             session.run_with_iobinding(self._binding)
         except Exception as error:
             message = essence(error)
-            kind = ModelError if "SampleToken: input 'logits'" in message else RoclineError
-            raise kind(f"{folder}: run failed at token {end}: {message}") from error
+            failure = RoclineError(f"{folder}: run failed at token {end}: {message}")
+            raise self._head.explain(message, end) or failure from error
         self.tokens += tokens
 
     def _bind(self, count: int, output: str) -> None:
