@@ -53,6 +53,10 @@ class MaskRule:
 
     window: int
 
+    def __getitem__(self, index: Any) -> Any:
+        """Refuses what an attention that does not come from the registry does first."""
+        raise Refused("an attention works on the mask itself instead of asking transformers' registry")
+
 
 def seam(home: str, name: str) -> Any:
     """Returns what transformers keeps under a name.
@@ -114,8 +118,10 @@ class Seams:
             for module in self.model.modules():
                 self._module(stack, module)
             for file in _modelling_files(self.model):
-                if hasattr(file, "apply_rotary_pos_emb"):
-                    _put(stack, file, "apply_rotary_pos_emb", self._rotation(file.apply_rotary_pos_emb))
+                rotate = getattr(file, "apply_rotary_pos_emb", None)
+                # Functions of that name that rotate one tensor, or take the table's halves in another order, stay.
+                if rotate and tuple(inspect.signature(rotate).parameters)[:4] == ("q", "k", "cos", "sin"):
+                    _put(stack, file, "apply_rotary_pos_emb", self._rotation(rotate))
             self._output_embeddings(stack)
             yield
 
@@ -161,9 +167,14 @@ class Seams:
             mask: Tensor = module._update_causal_mask(seen, hidden, torch.arange(cached, cached + new), cache)
             return mask
 
-        if not probes.mask_tensor_is_causal(make, self.positions):
-            raise Refused(f"{type(module).__name__}: makes its own attention mask, which is not a causal one")
-        _put(stack, module, "_update_causal_mask", lambda *_, **__: MaskRule(probes.CAUSAL))
+        causal = probes.mask_tensor_is_causal(make, self.positions)
+
+        def rule(*_: Any, **__: Any) -> MaskRule:
+            if not causal:
+                raise Refused(f"{type(module).__name__}: makes its own attention mask, not shown to be causal")
+            return MaskRule(probes.CAUSAL)
+
+        _put(stack, module, "_update_causal_mask", rule)
 
     def _cache_update(self, layer: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         def update(cache: Any, keys: Tensor, values: Tensor, cache_kwargs: Any = None) -> tuple[Tensor, Tensor]:

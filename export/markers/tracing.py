@@ -1,5 +1,6 @@
 """From a PyTorch decoder to an ONNX graph with markers and a cache of fixed size."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rocline.errors import ExportError
 from rocline.export import optimum_export
 from rocline.export.markers import guard, static_config
 from rocline.export.markers.refusal import Refused
@@ -51,12 +53,15 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
 
     Raises:
         Refused: the model cannot be traced with markers, or not with the same numbers.
+        ExportError: Optimum does not know the architecture.
     """
     if model.config.is_encoder_decoder:
         raise Refused(f"{type(model).__name__} is an encoder-decoder, expected a decoder alone")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise Refused(f"{type(model).__name__}: its config has no max_position_embeddings, so no capacity is known")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise Refused(f"{type(model).__name__}: takes no position_ids")
     from optimum.exporters.onnx import export_models
 
     path = folder / "model.onnx"
@@ -77,7 +82,7 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
     except BaseException as error:
         path.unlink(missing_ok=True)
         path.with_name(path.name + "_data").unlink(missing_ok=True)
-        if isinstance(error, Refused | OSError) or not isinstance(error, Exception):
+        if isinstance(error, ExportError | OSError) or not isinstance(error, Exception):
             raise
         # Whatever a seam was used for that the markers do not know surfaces as an error of the marked model.
         raise Refused(f"{type(model).__name__} does not run with markers: {one_line(error)}") from error
