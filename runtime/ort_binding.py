@@ -36,11 +36,12 @@ class Arena:
         self._dropped: deque[tuple[Any, set[Stream], bool]] = deque()
         self._closed = False
 
-    def wrap(self, value: Any, spec: TensorSpec) -> Buffer:
-        """Returns a buffer on the memory of an onnxruntime.OrtValue, which it keeps."""
+    def wrap(self, share: Any, spec: TensorSpec) -> Buffer:
+        """Returns a buffer on the memory of one of `OrtBinding.outputs`, which it keeps."""
+        value = share[0]
         shape, dtype = tuple(value.shape()), buffer_dtype(spec)
         nbytes = math.prod(shape) * dtype.itemsize
-        kept = [value]
+        kept = [share]
 
         def release(storage: Storage) -> None:
             if not self._closed:
@@ -55,12 +56,12 @@ class Arena:
     def collect(self) -> None:
         """Gives back what was dropped, after letting the stream wait for who may still use it."""
         while self._dropped:
-            value, streams, strangers = self._dropped.popleft()
+            share, streams, strangers = self._dropped.popleft()
             if strangers:
                 self._stream.device.driver.synchronize_device(self._stream.device.device_id)
             for stream in streams:
                 self._stream.wait(stream)
-            del value
+            del share
 
     def close(self) -> None:
         """Closes the buffers, and lets go of all but what a DLPack consumer still holds."""
@@ -105,8 +106,17 @@ class OrtBinding:
             self.io.bind_output(name, self._memory, self._device_id)
 
     def outputs(self, names: Iterable[str]) -> dict[str, Any]:
-        """Returns the onnxruntime.OrtValue of each output after a run; ``names`` are all that were bound, in order."""
-        return dict(zip(names, self.io.get_outputs(), strict=True))
+        """Returns each output after a run, as ONNX Runtime's values; ``names`` are all that were bound, in order.
+
+        Each is an OrtValueVector of one: a share of its own, where ``get_outputs`` lends what the next run replaces.
+        """
+        from onnxruntime.capi.onnxruntime_pybind11_state import OrtValueVector
+
+        shares = {}
+        for name, value in zip(names, self.io.get_outputs_as_ortvaluevector(), strict=True):
+            shares[name] = OrtValueVector()
+            shares[name].push_back(value)
+        return shares
 
     def close(self) -> None:
         """Lets go of every buffer."""

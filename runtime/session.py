@@ -128,9 +128,9 @@ class Session:
         if warning:
             LOGGER.warning("%s", warning)
 
-        any_rank = {spec.name for spec in outline.inputs if spec.shape == onnx_file.ANY_RANK}
+        any_rank = {spec.name for spec in (*outline.inputs, *outline.outputs) if spec.shape == onnx_file.ANY_RANK}
         self.inputs = tuple(_spec(node, any_rank) for node in session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self.outputs = tuple(_spec(node, any_rank) for node in session.get_outputs())
         self._check = InputCheck(self.inputs, [_spec(node) for node in session.get_overridable_initializers()])
         self._output_names = [spec.name for spec in self.outputs]
         self._in_buffers = started.lane is not None and in_buffers((*self.inputs, *self.outputs))
@@ -194,6 +194,7 @@ class Session:
         """
         from rocline.runtime.io_binding import Binding
 
+        self._check_open()
         binding = Binding(self._bindable, inputs or {}, outputs, ready, capture)
         self._bindings.add(binding)
         return binding
@@ -326,7 +327,8 @@ def _spec(node: Any, any_rank: Collection[str] = ()) -> TensorSpec:
     """Turns ONNX Runtime's description of an input or output into ours."""
     match = _TENSOR.fullmatch(node.type)
     dtype = _ORT_DTYPES.get(match[1], match[1]) if match else node.type
-    if node.name in any_rank:
+    # There too an unknown rank looks like a scalar's.
+    if node.name in any_rank and not node.shape:
         return TensorSpec(node.name, dtype, onnx_file.ANY_RANK)
     # An open dimension is None or negative there.
     shape = (size if isinstance(size, str) or (size is not None and size >= 0) else "" for size in node.shape or ())

@@ -201,7 +201,7 @@ def test_a_device_that_does_not_initialise_is_a_fallback(matmul, monkeypatch):
         assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[18, 22, 26]]
     assert fallback.provider == ROCM
     assert "libamdhip64.so.7 not found" in fallback.reason
-    with pytest.raises(ProviderError, match="strict: ROCMExecution.* libamdhip64"):
+    with pytest.raises(ProviderError, match=r"strict: ROCMExecution.* libamdhip64"):
         rocline.Session(matmul, strict=True)
 
 
