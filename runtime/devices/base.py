@@ -49,7 +49,8 @@ class Closing:
             # Nobody is there to catch it, and a failure of the device shows at the next call.
             return
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises DeviceError if this is closed."""
         if self.closed:
             raise DeviceError(f"{self}: closed")
 
@@ -91,6 +92,7 @@ class Device(Closing):
         self.name = driver.name(device_id)
         self.pool = Pool(driver, device_id, limit)
         self.staging = Staging(driver, device_id)
+        self._events: set[int] = set()
         self._idle_events: deque[int] = deque()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._users: weakref.WeakSet[Closing] = weakref.WeakSet()
@@ -103,12 +105,12 @@ class Device(Closing):
 
     def memory_info(self) -> MemoryInfo:
         """Returns the device's free and total memory."""
-        self._check_open()
+        self.check_open()
         return MemoryInfo(*self.driver.memory_info(self.device_id))
 
     def create_stream(self) -> "Stream":
         """Returns a new stream that does not synchronise with the null stream."""
-        self._check_open()
+        self.check_open()
         with self.driver.lock:
             return Stream(self, self.driver.create_stream(self.device_id), owned=True)
 
@@ -118,7 +120,7 @@ class Device(Closing):
         It has to live until what it was used for here is closed. ``handle`` 0 is the null stream. For a stream that
         was made here, that stream itself is returned.
         """
-        self._check_open()
+        self.check_open()
         with self.driver.lock:
             for stream in self._streams:
                 if stream.handle == handle and not stream.closed:
@@ -127,7 +129,7 @@ class Device(Closing):
 
     def foreign_event(self, handle: int) -> "Event":
         """Returns an event that another library recorded, for `Stream.wait`."""
-        self._check_open()
+        self.check_open()
         return Event(self, handle, owned=False)
 
     def allocate(
@@ -147,7 +149,7 @@ class Device(Closing):
         """
         from rocline.runtime.devices import buffer
 
-        self._check_open()
+        self.check_open()
         made = buffer.allocate(self, shape, dtype, stream)
         if zero:
             made.fill(0, stream=stream)
@@ -175,7 +177,7 @@ class Device(Closing):
         """
         from rocline.runtime.devices import buffer
 
-        self._check_open()
+        self.check_open()
         return buffer.wrap(self, array)
 
     def from_dlpack(self, producer: Any, *, stream: "Stream") -> "Buffer":
@@ -193,7 +195,7 @@ class Device(Closing):
         """
         from rocline.runtime.devices import dlpack
 
-        self._check_open()
+        self.check_open()
         return dlpack.take(self, producer, stream)
 
     def close(self) -> None:
@@ -236,18 +238,19 @@ class Device(Closing):
         try:
             return self._idle_events.pop()
         except IndexError:
-            return self.driver.create_event(self.device_id)
+            handle = self.driver.create_event(self.device_id)
+            self._events.add(handle)
+            return handle
 
     def give_back_event(self, handle: int) -> None:
         """Takes back an event; what waits for it already goes on waiting for what it stood for."""
-        if self.closed:
-            self.driver.destroy_event(handle)
-        else:
-            self._idle_events.append(handle)
+        self._idle_events.append(handle)
 
     def _destroy_events(self) -> None:
-        while self._idle_events:
-            self.driver.destroy_event(self._idle_events.pop())
+        # Those that are lent out too: an event of a closed device is closed.
+        with contextlib.ExitStack() as each:
+            while self._events:
+                each.callback(self.driver.destroy_event, self._events.pop())
 
 
 class Stream(Closing):
@@ -278,12 +281,12 @@ class Stream(Closing):
         Raises:
             DeviceError: something that was queued failed, or the stream is closed.
         """
-        self._check_open()
+        self.check_open()
         self.device.driver.synchronize_stream(self.handle)
 
     def record(self) -> "Event":
         """Returns an event that stands for all that was queued so far."""
-        self._check_open()
+        self.check_open()
         device = self.device
         with device.driver.lock:
             handle = device.take_event()
@@ -302,7 +305,7 @@ class Stream(Closing):
         Raises:
             DeviceError: this stream or the event is closed, or ``other`` is on a device of another kind.
         """
-        self._check_open()
+        self.check_open()
         if other is self or (isinstance(other, Stream) and other.closed):
             return
         if other.device.kind != self.device.kind:
@@ -345,10 +348,15 @@ class Event(Closing):
     def __repr__(self) -> str:
         return f"event {self.handle:#x} on {self.device}"
 
+    def check_open(self) -> None:
+        """Raises DeviceError if this, or the device that it was made on, is closed."""
+        self.closed = self.closed or (self._owned and self.device.closed)
+        super().check_open()
+
     @property
     def done(self) -> bool:
         """Whether all that it stands for is done; never waits."""
-        self._check_open()
+        self.check_open()
         return self.device.driver.event_done(self.handle)
 
     def synchronize(self) -> None:
@@ -357,12 +365,8 @@ class Event(Closing):
         Raises:
             DeviceError: something that it stands for failed, or the event is closed.
         """
-        self._check_open()
+        self.check_open()
         self.device.driver.synchronize_event(self.handle)
-
-    def check_open(self) -> None:
-        """Raises DeviceError if this is closed."""
-        self._check_open()
 
     def close(self) -> None:
         """Gives the event back; streams that wait for it already go on waiting. A second call does nothing."""

@@ -53,7 +53,7 @@ class Buffer(Closing):
     @property
     def pointer(self) -> int:
         """The address, on the device."""
-        self._check_open()
+        self.check_open()
         return self.storage.pointer
 
     @property
@@ -68,7 +68,7 @@ class Buffer(Closing):
         Raises:
             DeviceError: the host cannot see the device's memory (see `numpy`), or the buffer is closed.
         """
-        self._check_open()
+        self.check_open()
         if not self.device.driver.host_memory:
             raise DeviceError(f"{self}: the host cannot see this memory; numpy() copies it")
         array = _host_bytes(self.storage.pointer, self.nbytes).view(self.dtype).reshape(self.shape)
@@ -89,7 +89,7 @@ class Buffer(Closing):
         Raises:
             DeviceError: the buffer or ``stream`` is closed, on another device, or ``write`` to a read-only buffer.
         """
-        self._check_open()
+        self.check_open()
         if stream.closed or not self.device.same_as(stream.device):
             raise DeviceError(f"{self}: used on {stream}, which is {'closed' if stream.closed else 'another device'}")
         if write and self.storage.read_only:
@@ -154,7 +154,7 @@ class Buffer(Closing):
         Args:
             stream: where to queue it; the stream of the last write if left out.
         """
-        self._check_open()
+        self.check_open()
         return HostCopy(self, stream or self.storage.writer or self.stream)
 
     def numpy(self, *, stream: Stream | None = None) -> Array:
@@ -173,7 +173,7 @@ class Buffer(Closing):
         Raises:
             DeviceError: that would be longer than this buffer.
         """
-        self._check_open()
+        self.check_open()
         made_dtype = self.dtype if dtype is None else checked_dtype(dtype)
         made_shape = checked_shape(shape)
         wanted = math.prod(made_shape) * made_dtype.itemsize
@@ -206,7 +206,7 @@ class Buffer(Closing):
             BufferError: the consumer cannot have it without a copy that it forbids, on that device, or read-only.
             DeviceError: the buffer is closed, or ``stream`` means nothing on its device.
         """
-        self._check_open()
+        self.check_open()
         return dlpack.export(self, stream, max_version, dl_device, copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -270,12 +270,12 @@ class HostCopy(Closing):
     @property
     def done(self) -> bool:
         """Whether the copy has arrived; never waits."""
-        self._check_open()
+        self.check_open()
         return self._event.done
 
     def view(self) -> Array:
         """Waits for the copy and returns it in place: an array that is valid until this is closed."""
-        self._check_open()
+        self.check_open()
         self._event.synchronize()
         return _host_bytes(self._block[0], self._nbytes).view(self.dtype).reshape(self.shape)
 
