@@ -1,4 +1,6 @@
 // The calls that an op makes on ONNX Runtime.
+#include <atomic>
+
 #include "ort/op.h"
 
 namespace rocline {
@@ -118,9 +120,17 @@ Status Inference::output(int index, const SymbolicShape& shape) const {
   if (argument.arity == ort::Arity::optional) return {};
   std::int64_t sizes[Shape::max_rank] = {};
   const char* symbols[Shape::max_rank] = {};
+  // ONNX Runtime takes a size of -1 without a symbol for a number, and computes reshapes with it. Equal symbols mean
+  // equal sizes, so that each unknown size has its own.
+  static std::atomic<unsigned> unknown{0};
+  Text<32> made[Shape::max_rank];
   for (int i = 0; i < shape.rank; ++i) {
     sizes[i] = shape.dims[i].size;
     symbols[i] = shape.dims[i].symbol;
+    if (sizes[i] < 0 && !*symbols[i]) {
+      made[i] = Text<32>("rocline_unknown_%u", unknown++);
+      symbols[i] = made[i].c_str();
+    }
   }
   Info owner(api_);
   DType dtype = argument.dtype;
