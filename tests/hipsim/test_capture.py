@@ -6,14 +6,6 @@ from simulated_device import MODES, cases, kinds
 INVALID_VALUE, ILLEGAL_STATE = 1, 401
 UNSUPPORTED, INVALIDATED, UNJOINED, ISOLATION, IMPLICIT = 900, 901, 904, 905, 906
 CAPTURED_EVENT, WRONG_THREAD = 907, 908
-    900,
-    901,
-    904,
-    905,
-    906,
-    907,
-    908,
-)
 
 EXPECTED = {
     "captured_work_runs_only_when_launched": ([], [1, 2]),
