@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,18 @@ from rocline.runtime.sampling import Sampler
 from rocline.runtime.session import Session
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-HEAD_INPUTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-"""Inputs of the sampling head, which are SampleToken's."""
+HEAD_INPUTS: dict[str, NDArray[Any]] = {
+    "temperature": np.zeros(1, np.float32),
+    "top_k": np.zeros(1, np.int32),
+    "top_p": np.ones(1, np.float32),
+    "min_p": np.zeros(1, np.float32),
+    "repetition_penalty": np.ones(1, np.float32),
+    "seed": np.zeros((1, 2), np.int64),
+}
+"""Inputs of the sampling head, which are SampleToken's, with values for the likeliest token."""
+
+FLOATS = ("float32", "float16", "bfloat16")
+"""Types of a cache or of logits."""
 
 _PAST = re.compile(r"past_key_values\.(.+)")
 
@@ -130,19 +141,19 @@ class Interface:
             head=head,
         )
 
-    def cache_shape(self, name: str, length: int) -> list[int]:
+    def cache_shape(self, name: str, length: int, dtypes: Sequence[str]) -> list[int]:
         """Returns the shape of one past input for one text and ``length`` tokens: [1, heads, length, size].
 
         Raises:
-            ModelError: the input is no float32 or float16 cache of that layout.
+            ModelError: the input is no cache of that layout and one of these types.
         """
         spec = self.inputs[name]
-        if len(spec.shape) == 4 and spec.dtype in ("float32", "float16"):
+        if len(spec.shape) == 4 and spec.dtype in dtypes:
             _, heads, axis, size = spec.shape
             if isinstance(heads, int) and isinstance(axis, str) and isinstance(size, int):
                 return [1, heads, length, size]
         raise ModelError(
-            f"{self.folder}: input '{name}' is {spec.dtype} {spec.shape}, expected a float32 or float16 cache "
+            f"{self.folder}: input '{name}' is {spec.dtype} {spec.shape}, expected a {' or '.join(dtypes)} cache "
             "(batch, heads, tokens, size) with heads and size fixed"
         )
 

@@ -41,7 +41,9 @@ class GrowingDecoder(Decoder):
         self.device = resolve([session.report.active[0]], ())[0].device
         self.device_id = 0 if self.device == "cpu" else device_id
         self.empty_cache = {
-            name: np.zeros(interface.cache_shape(name, 0), numpy_dtype(interface.inputs[name].dtype))
+            name: np.zeros(
+                interface.cache_shape(name, 0, ("float32", "float16")), numpy_dtype(interface.inputs[name].dtype)
+            )
             for name in interface.present
         }
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rocline.runtime.decoder import Interface, not_finite
+from rocline.runtime.decoder import HEAD_INPUTS, Interface, not_finite
+from rocline.runtime.devices import Device, Stream
 from rocline.runtime.sampling import Sampler, Sampling
 
 _LARGEST = {-5: "nan", -6: "-inf"}
@@ -13,24 +13,20 @@ _LARGEST = {-5: "nan", -6: "-inf"}
 
 
 class SamplingHead:
-    """The head's inputs for one text: arrays that are bound once and written in place.
+    """The head's inputs for one text: buffers that are bound once and written where an answer asks for other values.
+
+    Args:
+        interface: the graph's; without a head it makes no buffers.
+        device, stream: where the session runs.
 
     Attributes:
-        inputs: arrays by input name; empty where the graph has no head.
+        inputs: buffers by input name.
     """
 
-    def __init__(self, interface: Interface) -> None:
-        self._folder = interface.folder
+    def __init__(self, interface: Interface, device: Device, stream: Stream) -> None:
+        self._folder, self._stream = interface.folder, stream
         self._sampler: Sampler | None = None
-        neutral: dict[str, NDArray[Any]] = {
-            "temperature": np.zeros(1, np.float32),
-            "top_k": np.zeros(1, np.int32),
-            "top_p": np.ones(1, np.float32),
-            "min_p": np.zeros(1, np.float32),
-            "repetition_penalty": np.ones(1, np.float32),
-            "seed": np.zeros((1, 2), np.int64),
-        }
-        self.inputs = {name: neutral[name] for name in interface.head}
+        self.inputs = {name: device.upload(HEAD_INPUTS[name], stream=stream) for name in interface.head}
 
     def serves(self, sampling: Sampling) -> bool:
         """Whether the head chooses tokens as ``sampling`` says; it knows no tokens of the past to penalise."""
@@ -38,13 +34,14 @@ class SamplingHead:
 
     def prepare(self, sampler: Sampler, place: int) -> None:
         """Writes the inputs for the token at ``place`` of the text, which is also the seed's offset."""
+        sampling = sampler.sampling
         if sampler is not self._sampler:
             self._sampler = sampler
             for name in ("temperature", "top_k", "top_p", "min_p"):
-                self.inputs[name][0] = getattr(sampler.sampling, name)
+                self._write(name, [getattr(sampling, name)])
+        if sampling.temperature > 0:
             # A seed has 64 bits, of whichever sign.
-            self.inputs["seed"][0, 0] = (sampler.seed + 2**63) % 2**64 - 2**63
-        self.inputs["seed"][0, 1] = place
+            self._write("seed", [[(sampler.seed + 2**63) % 2**64 - 2**63, place]])
 
     def checked(self, token: int, place: int) -> int:
         """Returns ``token`` if it is one.
@@ -61,3 +58,11 @@ class SamplingHead:
         if "SampleToken: input 'logits'" not in message:
             return None
         return not_finite("nan" if "NaN" in message else "-inf", self._folder, place)
+
+    def close(self) -> None:
+        """Frees the buffers; a second call does nothing."""
+        for buffer in self.inputs.values():
+            buffer.close()
+
+    def _write(self, name: str, values: list[Any]) -> None:
+        self.inputs[name].copy_from(np.array(values, HEAD_INPUTS[name].dtype), stream=self._stream)

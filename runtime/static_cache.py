@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rocline.errors import InputError, ModelError, RoclineError
-from rocline.runtime.decoder import Decoder, Decoding, Interface, finite
-from rocline.runtime.inputs import numpy_dtype
-from rocline.runtime.ort_log import essence
+from rocline.errors import DeviceMemoryError, InputError, ModelError, RoclineError
+from rocline.runtime.decoder import FLOATS, Decoder, Decoding, Interface, finite
+from rocline.runtime.devices import Buffer
+from rocline.runtime.io_binding import Binding
 from rocline.runtime.sampling import Sampler
 from rocline.runtime.sampling_head import SamplingHead
 from rocline.runtime.session import Session
@@ -44,14 +44,14 @@ class StaticDecoder(Decoder):
         self._capacity, self._context = capacity, context
         logits = interface.outputs["logits"]
         vocabulary = logits.shape[-1]
-        if not isinstance(vocabulary, int) or logits.dtype not in ("float32", "float16"):
+        if not isinstance(vocabulary, int) or logits.dtype not in FLOATS:
             raise ModelError(
-                f"{interface.folder}: output 'logits' is {logits.dtype} {logits.shape}, expected float32 or float16 "
+                f"{interface.folder}: output 'logits' is {logits.dtype} {logits.shape}, expected {' or '.join(FLOATS)} "
                 "(batch, 1, vocabulary) with the vocabulary fixed"
             )
         self.vocabulary = vocabulary
         for name in interface.present:
-            interface.cache_shape(name, 0)
+            interface.cache_shape(name, 0, FLOATS)
 
     def start(self, room: int) -> "StaticDecoding":
         """Returns a text of its own, with a cache of the decoder's capacity or of pages for ``room`` tokens."""
@@ -71,21 +71,12 @@ class StaticDecoding(Decoding):
 
     def __init__(self, decoder: StaticDecoder, capacity: int) -> None:
         super().__init__()
-        interface = decoder.interface
         self.room = capacity
-        self._decoder = decoder
-        self._cache = {
-            name: np.zeros(interface.cache_shape(name, capacity), numpy_dtype(interface.inputs[name].dtype))
-            for name in interface.present
-        }
-        self._head = SamplingHead(interface)
-        outputs: dict[str, NDArray[Any]] = {
-            "logits": np.zeros((1, 1, decoder.vocabulary), numpy_dtype(interface.outputs["logits"].dtype))
-        }
-        if interface.head:
-            outputs["next_token"] = np.zeros(1, np.int64)
-        self._outputs = outputs
-        self._bound: tuple[int, str] | None = None
+        self._decoder, self._session = decoder, decoder.session
+        self._device, self._stream = decoder.session.device, decoder.session.stream
+        self._bindings: dict[tuple[int, str], Binding] = {}
+        self._cache = self._allocate()
+        self._head = SamplingHead(decoder.interface, self._device, self._stream)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Adds ``tokens`` to the cache, as `Decoding.extend` says."""
@@ -93,8 +84,7 @@ class StaticDecoding(Decoding):
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Adds ``tokens`` and returns the logits after them, as `Decoding.logits` says, until the next run."""
-        self._run(tokens, "logits")
-        logits = self._outputs["logits"][0, 0].astype(np.float32, copy=False)
+        logits = self._run(tokens, "logits")[0, 0].astype(np.float32, copy=False)
         return finite(logits, self._decoder.interface.folder, len(self.tokens))
 
     def choose(self, tokens: Sequence[int], sampler: Sampler) -> int:
@@ -102,8 +92,7 @@ class StaticDecoding(Decoding):
         if not self._head.serves(sampler.sampling):
             return super().choose(tokens, sampler)
         self._head.prepare(sampler, len(self.tokens) + len(tokens))
-        self._run(tokens, "next_token")
-        return self._head.checked(int(self._outputs["next_token"][0]), len(self.tokens))
+        return self._head.checked(int(self._run(tokens, "next_token")[0]), len(self.tokens))
 
     def rewind(self, length: int) -> None:
         """Forgets the tokens from ``length`` on; slots above the last position are never seen, whatever they hold."""
@@ -111,39 +100,53 @@ class StaticDecoding(Decoding):
 
     def close(self) -> None:
         """Frees the cache; a second call does nothing."""
-        self._binding = self._bound = None
-        self._cache.clear()
+        for binding in self._bindings.values():
+            binding.close()
+        for buffer in self._cache.values():
+            buffer.close()
+        self._head.close()
 
-    def _run(self, tokens: Sequence[int], output: str) -> None:
-        session, folder = self._decoder.session.ort, self._decoder.interface.folder
-        start, count = len(self.tokens), len(tokens)
+    def _run(self, tokens: Sequence[int], output: str) -> NDArray[Any]:
+        """Adds ``tokens`` and returns ``output``, which the next run may overwrite."""
+        folder, start, count = self._decoder.interface.folder, len(self.tokens), len(tokens)
         end = start + count
         if end > self.room:
             raise InputError(f"{folder}: {end} tokens, expected at most the cache's {self.room}")
-        if self._bound != (count, output):
-            self._bind(count, output)
-        self._ids[0] = tokens
-        self._positions[0] = start if count == 1 else np.arange(start, end)
+        bound = self._bindings.get((count, output)) or self._bind(count, output)
+        bound.inputs["input_ids"].copy_from(np.array([tokens], np.int64), stream=self._stream)
+        bound.inputs["position_ids"].copy_from(np.arange(start, end)[None], stream=self._stream)
         try:
-            session.run_with_iobinding(self._binding)
-        except Exception as error:
-            message = essence(error)
-            failure = RoclineError(f"{folder}: run failed at token {end}: {message}")
-            raise self._head.explain(message, end) or failure from error
+            bound.run()
+        except RoclineError as error:
+            message = f"{error}, at token {end}"
+            raise self._head.explain(message, end) or RoclineError(message) from error
+        buffer = bound.outputs[output]
+        result = buffer.array if self._device.kind == "cpu" else buffer.numpy()
         self.tokens += tokens
+        return result
 
-    def _bind(self, count: int, output: str) -> None:
-        """Binds every input and output for runs of ``count`` tokens that give ``output``."""
-        from onnxruntime import OrtValue
+    def _bind(self, count: int, output: str) -> Binding:
+        """Binds everything for runs of ``count`` tokens that give ``output``."""
+        # A decode step comes again and again, a prompt's chunk or the rest of it does not.
+        for key in [key for key in self._bindings if key[0] != 1]:
+            self._bindings.pop(key).close()
+        decoder, tokens = self._decoder, (1, count)
+        inputs = {"input_ids": tokens, "position_ids": tokens, **self._cache, **self._head.inputs}
+        present = {name: self._cache[past] for past, name in decoder.interface.present.items()}
+        shape = (1,) if output == "next_token" else (1, 1, decoder.vocabulary)
+        binding = self._session.bind(inputs, {output: shape, **present}, capture=None if count == 1 else False)
+        self._bindings[count, output] = binding
+        return binding
 
-        ids, positions = np.empty((2, 1, count), np.int64)
-        fed = {"input_ids": ids, "position_ids": positions, **self._cache, **self._head.inputs}
-        binding = self._decoder.session.ort.io_binding()
-        # An OrtValue is the array's own memory, and keeps neither it nor itself alive in the binding.
-        for name, array in fed.items():
-            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
-        binding.bind_ortvalue_output(output, OrtValue.ortvalue_from_numpy(self._outputs[output]))
-        for past, present in self._decoder.interface.present.items():
-            binding.bind_ortvalue_output(present, OrtValue.ortvalue_from_numpy(self._cache[past]))
-        self._ids, self._positions = ids, positions
-        self._binding, self._bound = binding, (count, output)
+    def _allocate(self) -> dict[str, Buffer]:
+        interface = self._decoder.interface
+        shapes = {name: interface.cache_shape(name, self.room, FLOATS) for name in interface.present}
+        cache: dict[str, Buffer] = {}
+        try:
+            for name, shape in shapes.items():
+                cache[name] = self._device.allocate(shape, interface.inputs[name].dtype, stream=self._stream)
+        except DeviceMemoryError as error:
+            for buffer in cache.values():
+                buffer.close()
+            raise DeviceMemoryError(f"a KV cache of {self.room} tokens: {error}; choose a smaller capacity") from None
+        return cache

@@ -103,12 +103,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(open_decoder):
 
 @pytest.mark.parametrize("head", [False, True])
 def test_a_step_binds_nothing(head, open_decoder, monkeypatch):
-    text = open_decoder(head=head).start(40)
+    decoder = open_decoder(head=head)
+    text = decoder.start(40)
     answer = decode(text, PROMPT, 2)
-    binding = text._binding
-    monkeypatch.setattr(text, "_bind", None)
-    decode(text, answer[-1:], 10)
-    assert text._binding is binding
+    monkeypatch.setattr(decoder.session, "bind", None)
+    assert len(decode(text, answer[-1:], 10)) == 10
 
 
 def test_the_head_chooses_the_hosts_greedy_tokens(open_decoder):
