@@ -37,10 +37,8 @@ def save(model: "ir.Model", path: Path) -> None:
     """Writes a model over the file it came from; weights too large for one file go to ``NAME.onnx.data`` beside it."""
     import onnx_ir as ir
 
-    old = {path.parent / tensor.location for tensor in onnx_file.read(path).external}
     ir.external_data.load_to_model(model)
-    for file in old:
-        file.unlink()
+    remove(path)
     size = sum(
         value.const_value.nbytes
         for graph in (model.graph, *model.graph.subgraphs())
@@ -48,6 +46,12 @@ def save(model: "ir.Model", path: Path) -> None:
         if value.const_value is not None
     )
     ir.save(model, path, external_data=f"{path.name}.data" if size > MAX_INLINE_BYTES else None)
+
+
+def remove(path: Path) -> None:
+    """Deletes an ONNX file and the files that its weights are in."""
+    for file in {path, *(path.parent / tensor.location for tensor in onnx_file.read(path).external)}:
+        file.unlink()
 
 
 def interface(path: Path) -> OnnxModel:

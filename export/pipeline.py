@@ -3,19 +3,23 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rocline import custom_ops
 from rocline.errors import ExportError
 from rocline.export import gguf_files, graph_files, parity, sources, staging, targets, tasks
 from rocline.export.quiet import quiet
 from rocline.export.sources import Checkpoint
-from rocline.runtime.manifest import CustomOps, Fusion, Manifest, Parity, Source, hash_files
+from rocline.runtime.manifest import CustomOps, Fusion, Manifest, OnnxModel, Parity, Source, hash_files
 
-CACHES = ("growing",)
+if TYPE_CHECKING:
+    from rocline.export.fitting import Fused
+
+CACHES = ("static", "growing")
 _TOOLS = (
     "rocline",
     "torch",
@@ -40,6 +44,7 @@ class _Request:
     dtype: str
     target: targets.Target
     cache: str
+    sampling_head: bool
     external_data: bool
     trust_remote_code: bool
     opset: int | None
@@ -54,7 +59,8 @@ def export_model(
     task: str | None = None,
     dtype: str = "fp32",
     target: str = "rocm",
-    cache: str = "growing",
+    cache: str = "static",
+    sampling_head: bool = False,
     external_data: bool = False,
     force: bool = False,
     trust_remote_code: bool = False,
@@ -71,7 +77,10 @@ def export_model(
         task: a name of `rocline.export.tasks.TASKS`; None takes the recipe's, or what the architecture tells.
         dtype: ``fp32``, ``fp16`` or ``bf16``, for weights and activations.
         target: a name of `rocline.export.targets.available`: the runtime the graph is made for.
-        cache: layout of a decoder's KV cache; ``growing`` keeps Optimum's inputs and outputs.
+        cache: layout of the KV cache of a decoder-only model. ``static``: one buffer of fixed size a layer, in a fused
+            graph; models and targets that do not allow it get the other one, and a note says why. ``growing``:
+            Optimum's graph as it is.
+        sampling_head: with a static cache, let the graph choose the next token too, in its output ``next_token``.
         external_data: keep the weights in ``NAME.onnx.data`` beside the graph; always done past 2 GB.
         force: replace the model folder at ``out``.
         trust_remote_code: run Python code that comes with the model.
@@ -89,6 +98,8 @@ def export_model(
     loaded_target = targets.load(target)
     if cache not in CACHES:
         raise ExportError(f"cache {cache!r}: expected {' or '.join(CACHES)}")
+    if sampling_head and cache != "static":
+        raise ExportError(f"sampling_head: cache is {cache!r}, expected 'static'")
     if dtype not in loaded_target.dtypes:
         raise ExportError(f"dtype {dtype!r}: target {target!r} runs {', '.join(loaded_target.dtypes)}")
     if opset is not None:
@@ -109,6 +120,7 @@ def export_model(
             dtype=dtype,
             target=loaded_target,
             cache=cache,
+            sampling_head=sampling_head,
             external_data=external_data,
             trust_remote_code=trust_remote_code,
             opset=opset,
@@ -136,12 +148,8 @@ def _export(request: _Request, folder: Path) -> Manifest:
     if inputs.seeded:
         notes.append(f"compared on {inputs.description}")
     report(f"exporting {type(model).__name__} to ONNX")
-    opset = request.opset or min(optimum_export.default_opset(model, task), target.max_opset)
-    files = optimum_export.trace(model, task, folder, opset=opset)
-    report(f"fusing the graph for {target.name}")
-    fused = {file.name: fitting.fuse(file, model.config, target, request.dtype) for file in files}
+    onnx_files, fused = _trace(request, model, task, folder, notes)
     report("running PyTorch")
-    onnx_files = {file.name: file for file in files}
     with quiet():
         cases = reference.cases(model, task, inputs, onnx_files)
         report(f"fitting the graph to {target.name}")
@@ -163,7 +171,36 @@ def _export(request: _Request, folder: Path) -> Manifest:
         name: fusion_report.describe(file, fused[name].outcomes, nodes_before=fused[name].nodes_before, target=target)
         for name, file in onnx_files.items()
     }
-    return _describe(request, task, folder, files, measured, notes, fusion)
+    return _describe(request, task, folder, list(onnx_files.values()), measured, notes, fusion)
+
+
+def _trace(
+    request: _Request, model: Any, task: str, folder: Path, notes: list[str]
+) -> tuple[dict[str, Path], dict[str, "Fused"]]:
+    """Traces and fuses the model; returns its fp32 files and what was done to each, by name. Adds to ``notes``."""
+    from rocline.export import fitting, fusion_report, markers, optimum_export, static_decoder
+
+    target = request.target
+    opset = request.opset or min(optimum_export.default_opset(model, task), target.max_opset)
+    decodes = task == "text-generation" and not model.config.is_encoder_decoder
+    refused = []
+    if decodes and request.cache == "static":
+        try:
+            file, done = static_decoder.export(
+                model, folder, target, request.dtype, opset=opset, sampling_head=request.sampling_head
+            )
+            return {file.name: file}, {file.name: done}
+        except markers.Refused as reason:
+            head = ", and no sampling head" if request.sampling_head else ""
+            notes.append(f"cache 'growing' instead of 'static'{head}: {reason}")
+            refused.append(static_decoder.refusal(reason))
+    files = optimum_export.trace(model, task, folder, opset=opset)
+    if decodes:
+        fused = {file.name: fitting.Fused(tuple(refused), fusion_report.count_nodes(file)) for file in files}
+    else:
+        request.progress(f"fusing the graph for {target.name}")
+        fused = {file.name: fitting.fuse(file, model.config, target, request.dtype) for file in files}
+    return {file.name: file for file in files}, fused
 
 
 def _adopt(request: _Request, folder: Path) -> Manifest:
@@ -196,13 +233,12 @@ def _describe(
     checkpoint = request.checkpoint
     models = {file.name: graph_files.interface(file) for file in files}
     ours = any(custom_ops.DOMAIN in model.opsets for model in models.values())
-    cached = any(value.name.startswith("past_key_values") for model in models.values() for value in model.inputs)
     return Manifest(
         source=Source(checkpoint.kind, checkpoint.name, checkpoint.revision, checkpoint.licence),
         task=task,
         dtype=request.dtype,
         target=request.target.name,
-        cache=request.cache if cached else "none",
+        cache=_cache(models.values()),
         models=models,
         custom_ops=CustomOps(custom_ops.DOMAIN, custom_ops.VERSION) if ours else None,
         tools=_tool_versions(),
@@ -211,6 +247,19 @@ def _describe(
         notes=tuple(dict.fromkeys(notes)),
         fusion=fusion,
     )
+
+
+def _cache(models: Iterable[OnnxModel]) -> str:
+    """Returns the layout of the KV cache: static where what comes out has the shape of what goes in."""
+    past, present = "past_key_values.", "present."
+    layouts = set()
+    for model in models:
+        shapes = {output.name: output.shape for output in model.outputs}
+        for value in model.inputs:
+            if value.name.startswith(past):
+                kept = value.shape == shapes.get(value.name.replace(past, present, 1))
+                layouts.add("static" if kept else "growing")
+    return layouts.pop() if len(layouts) == 1 else "growing" if layouts else "none"
 
 
 def _tool_versions() -> dict[str, str]:
