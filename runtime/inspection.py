@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rocline.runtime import onnx_file
+from rocline.runtime import fusion_table, onnx_file
 from rocline.runtime.manifest import TensorSpec
 from rocline.runtime.model import locate, onnx_files
 
@@ -69,6 +69,9 @@ def as_text(found: dict[str, Any]) -> str:
         lines += [f"  note     {note}" for note in manifest["notes"]]
     for name, model in found["models"].items():
         lines += _model_lines(name, model)
+    if manifest is not None and manifest["fusion"]:
+        lines.append("fused at export")
+        lines += [f"  {line}" for line in fusion_table.lines(manifest["fusion"])]
     if manifest is not None and manifest["parity"]:
         lines.append("parity at export")
         lines += [

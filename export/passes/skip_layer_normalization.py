@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import Context, Outcome, Refusal, Rule
+from rocline.custom_ops.rule_values import same_shape
 from rocline.export.passes import shapes
 
 _DOMAIN = "com.microsoft"
@@ -47,8 +48,8 @@ def _why_not(norm: ir.Node, added: ir.Node, context: Context) -> str | None:
         return "what it sums has no known shape, or is a constant"
     if len(first) != 3 or norm.attributes.get_int("axis", -1) not in (-1, 2):
         return "it is not over the last of three axes"
-    if first != second or not all(isinstance(size, int) or size.value is not None for size in first):
-        return f"it sums shapes that may differ, {first} and {second}"
+    if not same_shape(*added.inputs):  # type: ignore[arg-type]
+        return "the shapes that it sums may differ"
     return None
 
 
