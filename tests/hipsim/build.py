@@ -54,7 +54,7 @@ RUNTIME = Library(
 LIBRARIES = (
     RUNTIME,
     Library("libhipblas.so.3", r"hipblas|rocblas", ("libraries/blas.cc", "libraries/gemm.cc"), 7),
-    Library("libMIOpen.so.1", r"miopen", ("libraries/miopen.cc",), 7),
+    Library("libMIOpen.so.1", r"miopen", ("libraries/miopen.cc",), 6),
     Library("libhipfft.so.0", r"hipfft", (), 16),
     Library("librocm_smi64.so.1", r"rsmi", ("libraries/smi.cc",), 2),
     Library("libroctracer64.so.4", r"roctracer", (), 1),
