@@ -10,7 +10,6 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -82,14 +81,12 @@ class Seams:
         positions: how many there are; the rotary tables get as many rows.
 
     Attributes:
-        marked: how many modules or calls became which marker.
         unmarked: what was left as PyTorch has it, and why.
     """
 
     def __init__(self, model: Any, positions: int):
         self.model = model
         self.positions = positions
-        self.marked: Counter[str] = Counter()
         self.unmarked: list[str] = []
         self._probed: set[tuple[Any, ...]] = set()
         self._position_ids: Tensor | None = None
@@ -141,15 +138,11 @@ class Seams:
     def _module(self, stack: contextlib.ExitStack, module: torch.nn.Module) -> None:
         conv1d = seam("transformers.pytorch_utils", "Conv1D")
         if norm := probes.norm(module):
-            if norm.kind == "rms":
-                self.marked["RmsNorm"] += 1
             _put(stack, module, "forward", norm)
         elif kind := probes.activation(module):
-            self.marked["Activation"] += 1
             _put(stack, module, "forward", functools.partial(_activate, kind=kind))
         elif hasattr(module, "inv_freq"):
             cos, sin = probes.rotary_table(module, self.positions)
-            self.marked["RotaryTable"] += 1
             _put(stack, module, "forward", self._table(cos, sin))
         elif type(module) is conv1d:
             _put(stack, module, "forward", functools.partial(_linear, module))
