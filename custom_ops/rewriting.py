@@ -7,6 +7,7 @@ custom_ops may import them.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +18,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import MatchContext, MatchResult, RewriteRule, RewriteRuleClassBase, RewriteRuleSet
 
+_NAMES = "rocline.names"  # of a graph's `meta`: how often each was given; of a value's: whether it was made here
 MARKERS = "rocline.marker"  # the domain of the operators that stand for what PyTorch's modules meant
 
 
@@ -190,13 +192,24 @@ def insert(
     outputs: int = 1,
     domain: str = "",
 ) -> Sequence[ir.Value]:
-    """Makes a node right before another one and returns its outputs; None at the end of the inputs is left off."""
+    """Makes a node right before another one and returns its outputs; None at the end of the inputs is left off.
+
+    Its name, and those of its outputs, follow the other node's.
+    """
     given = list(inputs)
     while given and given[-1] is None:
         given.pop()
-    node = ir.node(op_type, given, attributes or {}, domain=domain, num_outputs=outputs)
-    assert before.graph is not None
-    before.graph.insert_before(before, node)
+    graph = before.graph
+    assert graph is not None
+    used: Counter[str] = graph.meta.setdefault(_NAMES, Counter())
+    name = f"{before.name}/{op_type}"
+    used[name] += 1
+    name = name if used[name] == 1 else f"{name}_{used[name] - 1}"
+    node = ir.node(op_type, given, attributes or {}, domain=domain, num_outputs=outputs, name=name)
+    for index, output in enumerate(node.outputs):
+        output.name = f"{name}_output_{index}"
+        output.meta[_NAMES] = True
+    graph.insert_before(before, node)
     return node.outputs
 
 
@@ -213,11 +226,14 @@ def initializer(graph: ir.Graph, name: str, array: Any) -> ir.Value:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Gives all uses of a value to another one, which takes its type, shape, and its name if the graph returns it."""
+    """Gives all uses of a value to another one, which takes its type and its shape.
+
+    One that `insert` made, or that the graph now returns, takes the name too: it tells which module computes it.
+    """
     new.type, new.shape = new.type or old.type, new.shape or old.shape
-    returned = old.is_graph_output()
+    named = new.meta.pop(_NAMES, False) or old.is_graph_output()
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if returned:
+    if named:
         name = old.name
         old.name = f"{name}_replaced"
         new.name = name

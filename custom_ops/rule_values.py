@@ -135,6 +135,10 @@ def _projection(value: ir.Value, path: set[ir.Node]) -> _Projection | None:
     cut = _cut_heads(value, path)
     if cut is not None:
         value, heads, start, stop = cut
+    scaled = _scaled(value)
+    if scaled is not None:
+        path.add(scaled[0])
+        _, value, factor = scaled
     bias = None
     add = producer(value, "Add")
     if add is not None:
@@ -152,10 +156,23 @@ def _projection(value: ir.Value, path: set[ir.Node]) -> _Projection | None:
         return None
     if bias is not None and bias.shape != array.shape[1:]:
         return None
+    if scaled is not None:
+        array, bias = array * factor, None if bias is None else bias * factor
     if cut is not None:
         array = array.reshape(len(array), heads, -1)[:, :, start:stop].reshape(len(array), -1)
         bias = None if bias is None else bias.reshape(heads, -1)[:, start:stop].reshape(-1)
     return _Projection(x, array, bias, weight.name or "weight")
+
+
+def _scaled(value: ir.Value) -> tuple[ir.Node, ir.Value, Any] | None:
+    """For a value times one number, as OPT's queries are: the product, the value, and the number."""
+    product = producer(value, "Mul")
+    for source, factor in () if product is None else (product.inputs, tuple(product.inputs)[::-1]):
+        number = constant(factor)
+        if source is not None and number is not None and number.size == 1:
+            assert product is not None
+            return product, source, number.reshape(())
+    return None
 
 
 def _cut_heads(value: ir.Value, path: set[ir.Node]) -> tuple[ir.Value, int, int, int] | None:

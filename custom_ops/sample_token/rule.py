@@ -8,7 +8,7 @@ from rocline.custom_ops.rewriting import Context, Outcome, Refusal, Rule, Stage,
 
 _LOGITS, _TOKEN = "logits", "next_token"
 # The operator's inputs behind the logits, with the shapes of the graph's: one value for all rows, or one each.
-_PARAMETERS = {
+_PARAMETERS: dict[str, tuple[ir.DataType, list[str | int]]] = {
     "temperature": (ir.DataType.FLOAT, ["parameter_rows"]),
     "top_k": (ir.DataType.INT32, ["parameter_rows"]),
     "top_p": (ir.DataType.FLOAT, ["parameter_rows"]),

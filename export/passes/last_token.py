@@ -45,7 +45,7 @@ def _choose(node: ir.Node, graph: ir.Graph) -> None:
     if hidden.shape is not None:
         chosen.shape = ir.Shape([hidden.shape[0], hidden.shape[-1]])
     for user, _ in list(node.outputs[0].uses()):
-        if user.op_type == "Reshape" and _is_row(user.outputs[0], columns(chosen)):
+        if user.op_type in ("Reshape", "Squeeze") and _is_row(user.outputs[0], columns(chosen)):
             rewriting.replace(user.outputs[0], chosen)
         if user.op_type == "MatMul" and user.inputs[0] is node.outputs[0] and _is_matrix(user.inputs[1]):
             product = _product(chosen, user)
