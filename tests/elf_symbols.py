@@ -1,4 +1,4 @@
-"""The dynamic symbols of a shared library with their versions (System V ABI, chapter 5; LSB Core, "Symbol Versioning")."""
+"""The dynamic symbols of a shared library, with versions (System V ABI, chapter 5; LSB Core, "Symbol Versioning")."""
 
 import struct
 from dataclasses import dataclass

@@ -53,13 +53,14 @@ def positive(*shape: int, dtype: str) -> np.ndarray:
 
 def elementwise(dtype: str) -> Iterator[tuple[object, ...]]:
     unary = "Abs Ceil Cos Erf Exp Floor Log Neg Reciprocal Relu Round Sigmoid Sign Sin Softplus Sqrt Tanh"
-    for operator in unary.split():
+    for operator in unary.split(" "):
         yield operator, {"x": positive(3, 7, dtype=dtype)}, {}
     shapes = [
         *(((4, 8), (4, 8)), ((4, 8), ()), ((), (4, 8)), ((2, 3, 4), (3, 1)), ((2, 3, 4), (1, 3, 1))),
         *(((2, 1, 4), (3, 1)), ((8,), (2, 4, 8)), ((2, 5, 3, 3), (1, 5, 1, 1)), ((1, 5, 3, 3), (1, 5, 1, 1))),
     ]
-    for operator, (left, right) in itertools.product("Add Sub Mul Div Pow Max Min Less Equal".split(), shapes):
+    binary = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Less", "Equal")
+    for operator, (left, right) in itertools.product(binary, shapes):
         yield operator, {"a": positive(*left, dtype=dtype), "b": positive(*right, dtype=dtype)}, {}
     chosen = [
         *(((4, 5), (4, 5), (4, 5)), ((1,), (4, 5), (4, 5)), ((4, 1), (4, 5), ()), ((2, 1, 5), (1, 3, 5), (2, 3, 1))),
@@ -149,7 +150,7 @@ def integers(_: str) -> Iterator[tuple[object, ...]]:
     for source, target in (pair.split() for pair in f"{casts}, int64 bool, bool int64".split(", ")):
         x = (random.standard_normal((3, 5)) * 5).astype(source)
         yield "Cast", {"x": x}, {"to": helper.np_dtype_to_tensor_dtype(np.dtype(target))}
-    for operator in "Add Sub Mul Div".split():
+    for operator in ("Add", "Sub", "Mul", "Div"):
         yield operator, {"a": random.integers(-50, 50, (3, 4)), "b": random.integers(1, 9, (4,))}, {}
     yield "And", {"a": random.random((3, 4)) > 0.5, "b": random.random(4) > 0.5}, {}
     yield "Not", {"a": random.random((3, 4)) > 0.5}, {}
