@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rocline import custom_ops
+from rocline.export.targets import DTYPES
 
 # Control flow passes values through its subgraphs; its schema's type variables tell nothing.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
@@ -57,6 +58,13 @@ def schema(domain: str, op_type: str, opset: int) -> Schema | None:
         return _own(op_type)
     found = _contributed().get((domain, op_type))
     return _schema(found, "typeStr") if found else None
+
+
+def takes(op_type: str, domain: str, dtype: str, opset: int) -> bool:
+    """Tells whether an operator's schema, as it is known here, lets its first output be of a dtype (``bf16``, ...)."""
+    found = schema(domain, op_type, opset)
+    allowed = found.allowed.get(found.output(0)) if found is not None else None
+    return allowed is None or _TENSORS[DTYPES[dtype]] in allowed
 
 
 def _own(op_type: str) -> Schema | None:

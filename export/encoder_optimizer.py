@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rocline.custom_ops.rewriting import Outcome, Refusal
-from rocline.export import graph_files
+from rocline.export import element_types, graph_files
 from rocline.export.targets import Target
 
 if TYPE_CHECKING:
@@ -55,13 +55,18 @@ def optimize(
         return []
     fused = _fuse(path, _FUSIONS[model_type], heads, hidden_size)
     operators = Counter(node.op_type for node in fused.graph.node if node.domain == "com.microsoft")
-    lacking = [op for op in sorted(operators) if not target.runs(op, dtype, "com.microsoft")]
+    lacking = [op for op in sorted(operators) if not _runs(op, dtype, target)]
     if lacking or not operators:
         reason = f"the target has no {', '.join(lacking)} in {dtype}" if lacking else "it found nothing to fuse"
         return [Outcome(RULE, "Attention", 0, (Refusal(path.name, reason),))]
     _set_domains(fused)
     _save(fused, path)
     return [Outcome(RULE, op, count) for op, count in sorted(operators.items())]
+
+
+def _runs(op_type: str, dtype: str, target: Target) -> bool:
+    known = element_types.takes(op_type, "com.microsoft", dtype, target.max_opset)
+    return known and target.runs(op_type, dtype, "com.microsoft")
 
 
 def _fuse(path: Path, fusions: str, heads: int, hidden_size: int) -> "onnx.ModelProto":

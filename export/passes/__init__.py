@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import Context, Outcome, Rule, Stage
+from rocline.export import element_types
 from rocline.export.passes.activations import Activations
 from rocline.export.passes.gelu import Gelu
 from rocline.export.passes.idle_nodes import IdleNodes, IdleReshapes
@@ -69,7 +70,8 @@ def context_for(target: Target, dtype: str) -> Context:
     """What the passes may know of a target when the model will have a dtype."""
 
     def runs(op_type: str, domain: str = "") -> bool:
-        return target.runs(op_type, dtype, domain)
+        known = element_types.takes(op_type, domain, dtype, target.max_opset)
+        return known and target.runs(op_type, dtype, domain)
 
     return Context(dtype=dtype, runs=runs, provider=target.provider, custom_ops=target.custom_ops)
 

@@ -1,14 +1,16 @@
 """Lists the kernels that an ONNX Runtime wheel has for one provider, as the ``*_kernels.txt`` files here hold them.
 
     python -m rocline.export.targets.kernels WHEEL_OR_LIBRARY --provider rocm > rocm_kernels.txt
+    python -m rocline.export.targets.kernels --provider cuda > cuda_kernels.txt
 
-ONNX Runtime registers a kernel through a template, ``BuildKernelCreateInfo<...>``, whose argument is a class named
-after the provider, operator, domain, versions and types. The names stay in the library's symbol table, so the list is
-read from the file and needs neither a GPU nor the provider's own libraries.
+The second form asks the onnxruntime that is installed, which must find the libraries of all its providers; it is for
+wheels that are stripped of their symbols. The first needs nothing: ONNX Runtime registers a kernel through a template,
+``BuildKernelCreateInfo<...>``, whose argument is a class named after the provider, operator, domain, versions and
+types, and these names stay in the library's symbol table.
 
 A line is ``DOMAIN OPERATOR VERSIONS [TYPES ...]``: versions ``7-12`` or ``13-`` (and later); types as NumPy names them,
-``a/b`` where one kernel is registered for several type parameters at once, and none at all where one kernel serves
-every type it declares (operators that only move data, mostly).
+``a/b`` where one kernel is named after several type parameters at once, and none at all where a name tells none
+(operators that only move data, mostly). An installed onnxruntime tells them for those too.
 """
 
 import argparse
@@ -18,8 +20,9 @@ import sys
 import tempfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rocline.errors import ExportError
 
@@ -40,6 +43,13 @@ _TYPES = {
     **{f"{sign}int{bits}_t": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _TYPE = "|".join(_TYPES)
+# ONNX's names of the same types.
+_TENSORS = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": name for name in _TYPES.values() if name not in ("float32", "float64")},
+}
+_OPEN = 2**31 - 1  # the version until which an open-ended kernel is registered
 _KERNEL = re.compile(
     rf"(?P<op>\w+?)_(?P<domain>k\w+?Domain)_ver(?P<since>\d+)(?:_(?P<until>\d+))?"
     rf"(?P<types>(?:_(?:{_TYPE}))*)"
@@ -75,6 +85,10 @@ def tidy(names: Iterable[str]) -> list[str]:
         types = kernels[_DOMAINS[match["domain"]], match["op"], int(match["since"]), match["until"] or ""]
         if match["types"]:
             types.add("/".join(_TYPES[kind] for kind in re.findall(rf"_({_TYPE})(?=_|$)", match["types"])))
+    return _lines(kernels)
+
+
+def _lines(kernels: Mapping[tuple[str, str, int, str], Iterable[str]]) -> list[str]:
     return [
         " ".join([domain, op, f"{since}-{until}", *sorted(types)])
         for (domain, op, since, until), types in sorted(kernels.items())
@@ -95,6 +109,31 @@ def read_kernels(source: Path, provider: str) -> list[str]:
     return tidy(names)
 
 
+def installed_kernels(provider: str, definitions: Iterable[Any]) -> list[str]:
+    """Returns the tidy lines for what an installed onnxruntime registers.
+
+    Args:
+        provider: ``cpu``, ``cuda`` or ``rocm``.
+        definitions: its KernelDefs: of operators with a type parameter T, T's types are listed, of others all types.
+
+    Raises:
+        ExportError: none of them is for the provider.
+    """
+    kernels: defaultdict[tuple[str, str, int, str], set[str]] = defaultdict(set)
+    for definition in definitions:
+        domain = definition.domain or "ai.onnx"
+        if definition.provider != f"{_PROVIDERS[provider].upper()}ExecutionProvider" or domain not in _DOMAINS.values():
+            continue
+        since, until = definition.version_range
+        constraints = definition.type_constraints
+        groups = [constraints["T"]] if "T" in constraints else constraints.values()
+        types = kernels[domain, definition.op_name, since, str(until) if until < _OPEN else ""]
+        types.update(_TENSORS[name] for group in groups for name in group if name in _TENSORS)
+    if not kernels:
+        raise ExportError(f"onnxruntime: no kernels of provider {provider!r}; expected a wheel that has it")
+    return _lines(kernels)
+
+
 def _libraries(source: Path) -> Iterator[Path]:
     if not zipfile.is_zipfile(source):
         yield source
@@ -108,11 +147,22 @@ def _libraries(source: Path) -> Iterator[Path]:
 def main() -> None:
     """Prints the list for the wheel or library named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m rocline.export.targets.kernels", description="Kernels of a wheel.")
-    parser.add_argument("source", type=Path, help="an ONNX Runtime wheel, or the provider's shared library")
+    parser.add_argument(
+        "source",
+        type=Path,
+        nargs="?",
+        help="an ONNX Runtime wheel, or the provider's shared library; else the installed",
+    )
     parser.add_argument("--provider", choices=_PROVIDERS, default="rocm")
     arguments = parser.parse_args()
     try:
-        print("\n".join(read_kernels(arguments.source, arguments.provider)))
+        if arguments.source is not None:
+            lines = read_kernels(arguments.source, arguments.provider)
+        else:
+            from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
+
+            lines = installed_kernels(arguments.provider, get_all_opkernel_def())
+        print("\n".join(lines))
     except (ExportError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
 

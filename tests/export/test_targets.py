@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -65,6 +66,29 @@ def test_names_become_tidy_lines():
     ]
 
 
+def test_definitions_of_an_installed_onnxruntime_become_tidy_lines():
+    def definition(op_name, versions, types, domain="", provider="CUDAExecutionProvider"):
+        return SimpleNamespace(
+            op_name=op_name, domain=domain, provider=provider, version_range=versions, type_constraints=types
+        )
+
+    definitions = [
+        definition("Gather", (11, 12), {"T": ["tensor(bfloat16)", "seq(tensor(float))"], "Tind": ["tensor(int64)"]}),
+        definition("Cast", (13, 2**31 - 1), {"T1": ["tensor(float)"], "T2": ["tensor(double)"]}),
+        definition("Gelu", (1, 2**31 - 1), {"T": ["tensor(float16)"]}, domain="com.microsoft"),
+        definition("Gelu", (1, 2**31 - 1), {"T": ["tensor(float)"]}, domain="com.microsoft"),
+        definition("Scaler", (1, 1), {}, domain="ai.onnx.ml"),
+        definition("Add", (13, 13), {"T": ["tensor(float)"]}, provider="CPUExecutionProvider"),
+    ]
+    assert kernels.installed_kernels("cuda", definitions) == [
+        "ai.onnx Cast 13- float32 float64",
+        "ai.onnx Gather 11-12 bfloat16",
+        "com.microsoft Gelu 1- float16 float32",
+    ]
+    with pytest.raises(ExportError, match=r"onnxruntime: no kernels of provider 'rocm'"):
+        kernels.installed_kernels("rocm", definitions)
+
+
 def test_unknown_type_in_a_name_is_an_error():
     with pytest.raises(ExportError, match="kernel 'Add_kOnnxDomain_ver14_Quaternion': expected OPERATOR"):
         kernels.tidy(["Add_kOnnxDomain_ver14_Quaternion"])
@@ -88,7 +112,13 @@ def test_unknown_type_in_a_name_is_an_error():
         ("cpu", ("MatMul", "fp16"), True),
         ("cpu", ("MatMul", "bf16"), False),
         ("cpu", ("NoSuchOperator", "fp32"), False),
+        ("cuda", ("MatMul", "bf16"), True),
+        ("cuda", ("Pow", "bf16"), True),
+        ("cuda", ("RotaryEmbedding", "fp16", "com.microsoft"), True),
+        ("cuda", ("NoSuchOperator", "fp32"), False),
         ("migraphx", ("MatMul", "fp16"), True),
+        ("migraphx", ("CachedAttention", "fp16", "rocline"), False),
+        ("portable", ("CachedAttention", "fp32", "rocline"), False),
         ("portable", ("SkipLayerNormalization", "fp32", "com.microsoft"), False),
     ],
 )
@@ -111,6 +141,23 @@ def test_every_target_loads_and_agrees_with_the_pinned_runtime():
         target = targets.load(name)
         assert (target.name, target.max_ir_version, target.max_opset) == (name, 10, 22)
         assert set(target.dtypes) <= set(targets.DTYPES)
+
+
+@pytest.mark.parametrize(
+    ("operator", "types", "expected"),
+    [
+        (("Add", "", 14), {"int64"}, True),
+        (("Erf", "", 13), {"int8"}, False),
+        (("LessOrEqual", "", 16), {"float16", "bool"}, True),
+        (("Conv", "", 11), {"bfloat16"}, False),
+        (("Reshape", "", 14), {"float16", "int64"}, True),
+        (("SampleToken", "rocline", None), {"float16", "int64"}, True),
+        (("RotaryEmbedding", "com.microsoft", None), {"float16"}, False),
+    ],
+)
+def test_kernels_of_nodes(operator, types, expected):
+    op_type, domain, version = operator
+    assert targets.load("rocm").has_kernel(op_type, frozenset(types), domain, version) is expected
 
 
 def test_unknown_target():
