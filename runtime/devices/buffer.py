@@ -87,13 +87,17 @@ class Buffer(Closing):
             write: whether it may write.
 
         Raises:
-            DeviceError: the buffer or ``stream`` is closed, on another device, or ``write`` to a read-only buffer.
+            DeviceError: the buffer or ``stream`` is closed, on another device, or ``write`` to a read-only buffer. To a
+                buffer of the host any stream will do, since what is done there is done at once.
         """
         self.check_open()
-        if stream.closed or not self.device.same_as(stream.device):
-            raise DeviceError(f"{self}: used on {stream}, which is {'closed' if stream.closed else 'another device'}")
         if write and self.storage.read_only:
             raise DeviceError(f"{self}: read-only, its producer does not let it be written")
+        if self.device.driver.host_memory and not stream.device.driver.host_memory:
+            # Whatever a GPU's stream does with the host's memory goes through pinned memory of its own.
+            return
+        if stream.closed or not self.device.same_as(stream.device):
+            raise DeviceError(f"{self}: used on {stream}, which is {'closed' if stream.closed else 'another device'}")
         self.storage.use(stream, write)
 
     def copy_from(self, source: "Buffer | Array", *, stream: Stream) -> None:
