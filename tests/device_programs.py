@@ -10,12 +10,14 @@ import argparse
 import contextlib
 import threading
 from collections import deque
+from unittest import mock
 
 import numpy as np
 
 from rocline import DeviceError, DeviceMemoryError
 from rocline.runtime.devices import open_device
 from rocline.runtime.devices.base import Stream
+from rocline.runtime.devices.buffer import HostCopy
 from rocline.runtime.devices.pool import Pool
 from rocline.runtime.devices.staging import Staging
 from rocline.runtime.devices.storage import Storage
@@ -222,10 +224,9 @@ def things_are_left_open(device):
     device.left = left
 
 
-@contextlib.contextmanager
 def without(edge):
     """Takes an edge of the runtime out."""
-    nothing = {
+    changes = {
         # A use on another stream waits for nothing.
         "handover": (Storage, "use", lambda self, stream, write: None),
         # A write does not wait for readers.
@@ -235,17 +236,12 @@ def without(edge):
         # Pinned memory is taken again while its copy is in flight.
         "staging": (Staging, "_collect", _collect_at_once),
         # The host reads what a copy has not brought yet.
-        "fetch": (Staging, "mark", lambda self, block, stream: stream.device.foreign_event(_idle_event(stream))),
+        "fetch": (HostCopy, "view", _view_at_once),
         # A stream waits for nothing.
         "wait": (Stream, "wait", lambda self, other: None),
     }
-    owner, name, replacement = nothing[edge]
-    before = getattr(owner, name)
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+    owner, name, replacement = changes[edge]
+    return mock.patch.object(owner, name, replacement)
 
 
 def _use_without_readers(self, stream, write):
@@ -262,16 +258,20 @@ def _collect_at_once(self):
         self._free.append(self._busy.popleft()[0])
 
 
-def _idle_event(stream):
-    return stream.device.take_event()
+def _view_at_once(self):
+    with mock.patch.object(self._event, "synchronize"):
+        return _view(self)
+
+
+_view = HostCopy.view
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("kind")
     parser.add_argument("--without", metavar="EDGE")
-    parser.add_argument("programs", nargs="*", default=list(PROGRAMS))
-    arguments = parser.parse_args()
+    parser.add_argument("programs", nargs="*")
+    arguments = parser.parse_intermixed_args()
     with without(arguments.without) if arguments.without else contextlib.nullcontext():
         for name in arguments.programs or PROGRAMS:
             with contextlib.nullcontext() if name == "things_are_left_open" else open_device(arguments.kind) as device:

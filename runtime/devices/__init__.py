@@ -33,10 +33,12 @@ def driver(kind: str) -> Driver:
     """Returns the process's driver of ``kind``, loading its runtime at the first call.
 
     Raises:
-        DeviceError: ``kind`` is unknown, or its runtime cannot be used.
+        DeviceError: ``kind`` is unknown, or its runtime cannot be used, or there are two of it in the process.
     """
     with _LOADING:
-        return _load(kind)
+        made = _load(kind)
+    made.check()
+    return made
 
 
 _LOADING = threading.Lock()

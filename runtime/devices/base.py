@@ -325,12 +325,17 @@ class Stream(Closing):
         """
         if self.closed:
             return
+        driver = self.device.driver
         try:
-            self.device.driver.synchronize_stream(self.handle)
+            driver.synchronize_stream(self.handle)
+        except DeviceError:
+            # What it used will be taken for free, so it has to be waited for in some way.
+            driver.synchronize_device(self.device.device_id)
+            raise
         finally:
             self.closed = True
             if self.owned:
-                self.device.driver.destroy_stream(self.handle)
+                driver.destroy_stream(self.handle)
 
 
 class Event(Closing):

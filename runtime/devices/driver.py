@@ -37,6 +37,9 @@ class Driver(ABC):
         self.lock = threading.RLock()
         self.handovers = 0
 
+    def check(self) -> None:  # noqa: B027
+        """Raises DeviceError if another copy of the runtime has come into the process."""
+
     @abstractmethod
     def count(self) -> int:
         """Returns how many devices there are."""

@@ -15,4 +15,9 @@ class HipDriver(GpuDriver):
     dlpack_type = 10
 
     def __init__(self) -> None:
-        super().__init__(hip_runtime.load(), "hip", pinned=("HostMalloc", "HostFree"))
+        self._runtime, bindings = hip_runtime.load()
+        super().__init__(bindings, "hip", pinned=("HostMalloc", "HostFree"))
+
+    def check(self) -> None:
+        """Raises DeviceError if another HIP runtime has come into the process."""
+        hip_runtime.check(self._runtime)

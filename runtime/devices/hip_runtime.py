@@ -20,8 +20,8 @@ from rocline.runtime.providers import PROVIDERS
 _STEM = "libamdhip64.so"
 
 
-def load() -> Any:
-    """Returns hip-python's module ``hip``, held to the provider's runtime.
+def load() -> tuple[Path, Any]:
+    """Returns the provider's runtime, and hip-python's module ``hip`` held to it.
 
     Raises:
         DeviceError: hip-python or the runtime is missing, or a second runtime is in the process.
@@ -51,7 +51,7 @@ def load() -> Any:
     check(runtime)
     if not opened:
         raise DeviceError(f"{runtime}: hip-python cannot use it, it has no hipMalloc")
-    return hip
+    return runtime, hip
 
 
 def provider_library() -> Path:
@@ -112,7 +112,7 @@ def check(runtime: Path, maps: Path = Path("/proc/self/maps")) -> None:
         if not _same_file(mapped, runtime):
             raise DeviceError(
                 f"two HIP runtimes: {mapped} is loaded in this process, but ONNX Runtime's provider uses {runtime}; "
-                "remove one of them, or import rocline before what loads the other"
+                "remove one of them, or open the session before what loads the other"
             )
 
 

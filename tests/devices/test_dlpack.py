@@ -189,7 +189,7 @@ def test_read_only_stays_read_only(device, stream):
     buffer = device.from_dlpack(array, stream=stream)
     assert buffer.read_only
     assert not np.from_dlpack(buffer).flags.writeable
-    with pytest.raises(BufferError, match="read-only, which a consumer of DLPack before 1.0 cannot be told"):
+    with pytest.raises(BufferError, match=r"read-only, which a consumer of DLPack before 1.0 cannot be told"):
         buffer.__dlpack__()
     with pytest.raises(DeviceError, match="read-only"):
         buffer.fill(0, stream=stream)

@@ -1,0 +1,81 @@
+"""The HIP backend on the simulated device: in all stream modes no race and no leak, and each edge is needed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import simulated_device
+
+PROGRAM = Path(__file__).parents[1] / "device_programs.py"
+
+
+def run(*arguments, **options):
+    return simulated_device.run([sys.executable, PROGRAM, "hip", *arguments], **options)
+
+
+@pytest.mark.parametrize("mode", simulated_device.MODES)
+def test_no_races_and_no_leaks(mode):
+    done = run(mode=mode)
+    assert done.status == 0, done.errors
+    assert "things_are_left_open" in done.output
+
+
+# An edge of the runtime, a program that needs it, and the modes in which its lack shows. Host memory is not watched:
+# there a wrong value tells, which a stream that works at once does not give.
+EDGES = [
+    ("handover", "a_buffer_wanders_between_streams", ("sync", "threaded", "lazy")),
+    ("reader", "a_reader_is_not_overtaken", ("sync", "threaded", "lazy")),
+    ("wait", "a_buffer_wanders_between_streams", ("lazy",)),
+    ("reuse", "memory_goes_to_another_stream", ("sync", "threaded", "lazy")),
+    ("staging", "host_memory_changes_at_once", ("lazy",)),
+    ("fetch", "there_and_back", ("lazy",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("edge", "program", "mode"),
+    [(edge, program, mode) for edge, program, modes in EDGES for mode in modes],
+)
+def test_every_edge_is_needed(edge, program, mode):
+    done = run("--without", edge, program, mode=mode)
+    races = [finding for finding in done.findings if finding.startswith("race: ")]
+    assert done.status != 0
+    assert races or "Arrays are not equal" in done.errors, done.errors
+
+
+def test_copies_stay_on_their_streams():
+    """No call on the null stream, none that copies without a stream, none that waits for the whole device."""
+    done = run("there_and_back", "a_buffer_wanders_between_streams", "copies_are_fetched_late", mode="lazy", log=True)
+    assert done.status == 0, done.errors
+    calls = done.calls()
+    copies = [call for call in calls if call.function == "hipMemcpyAsync"]
+    assert {call.arguments["kind"] for call in copies} == {"H2D", "D2D", "D2H"}
+    assert not [call for call in calls if call.arguments.get("stream") == "null"]
+    assert not {call.function for call in calls} & {"hipMemcpy", "hipMemset", "hipDeviceSynchronize", "hipSetDevice"}
+
+
+# A call that fails from its first time on, and a program that comes to it.
+FAILING = [
+    ("hipMalloc", "there_and_back"),
+    ("hipHostMalloc", "there_and_back"),
+    ("hipMemcpyAsync", "there_and_back"),
+    ("hipEventRecord", "there_and_back"),
+    ("hipEventSynchronize", "there_and_back"),
+    ("hipEventQuery", "host_memory_changes_at_once"),
+    ("hipStreamWaitEvent", "a_reader_is_not_overtaken"),
+    ("hipStreamSynchronize", "threads_share_a_buffer"),
+]
+
+
+@pytest.mark.parametrize(("function", "program"), FAILING)
+def test_a_failure_is_raised_by_name_and_leaves_nothing(function, program):
+    done = run(program, mode="lazy", HIPSIM_FAIL=f"{function}:1+:719")
+    assert done.status == 1, (done.status, done.errors)
+    assert f"DeviceError: {function}: hipErrorLaunchFailure (719)" in done.errors
+    assert done.findings == [], done.errors
+
+
+def test_out_of_memory_frees_what_is_cached_and_asks_again():
+    done = run("memory_goes_to_another_stream", mode="lazy", log=True, HIPSIM_FAIL="hipMalloc:2:2")
+    assert done.status == 0, done.errors
+    assert [call.injected for call in done.calls() if call.function == "hipMalloc"] == [0, 2, 0]
