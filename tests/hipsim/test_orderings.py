@@ -40,12 +40,17 @@ ORDERINGS = {
     "copy_of_pinned_memory_does_not_wait": ["read after write"],
     "synchronous_copy_on_the_device_does_not_wait": ["read after write"],
     "pinned_memory_reused_too_early": ["write after read"],
+    "stream_of_the_thread_and_the_null_stream": [],
+    "streams_of_two_threads": ["read after write"],
+    "memory_made_in_stream_order": [],
+    "memory_used_before_its_stream_made_it": ["write after write"],
 }
+FREED = "memory_freed_while_another_stream_reads"
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_ordering_is_tried(mode):
-    assert set(cases("orderings.py", mode)) == set(ORDERINGS)
+    assert set(cases("orderings.py", mode)) == {*ORDERINGS, FREED}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -59,6 +64,12 @@ def test_ordering(name, mode):
         kind = finding.split(": ")[1]
         assert kind == expected or (mode != "sync" and kind == mirrored[expected])
     assert result["returned"] in (None, 1)  # the byte that arrived, where the order is right
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_that_is_freed_while_another_stream_reads_it(mode):
+    """A race, or a use after free where the copy came to run last."""
+    assert kinds(cases("orderings.py", mode)[FREED]["findings"]) in (["race"], ["use after free"])
 
 
 def test_a_race_names_both_accesses_their_memory_and_what_is_missing():

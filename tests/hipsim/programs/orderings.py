@@ -1,6 +1,7 @@
 """Orders in which two streams and the host may touch the same memory."""
 
 import threading
+from ctypes import byref, c_void_p
 
 from device import (
     D2D,
@@ -325,6 +326,58 @@ def pinned_memory_reused_too_early():
     s, t, a, b, h = stream(), stream(), malloc(), malloc(), pinned()
     copy(a, h, s, H2D)
     copy(h, b, t, D2H)
+
+
+@case
+def stream_of_the_thread_and_the_null_stream():
+    """hipStreamPerThread is a blocking stream."""
+    per_thread, a, b = 2, malloc(), malloc()
+    fill(a, 1, per_thread)
+    copy(b, a, 0)
+    return first_byte(b)
+
+
+@case
+def streams_of_two_threads():
+    per_thread, a, b = 2, malloc(), malloc()
+    thread = threading.Thread(target=fill, args=(a, 1, per_thread))
+    thread.start()
+    thread.join()
+    copy(b, a, per_thread)
+
+
+def malloc_async(on: int) -> int:
+    pointer = c_void_p()
+    call("hipMallocAsync", byref(pointer), SIZE, on)
+    return pointer.value or 0
+
+
+@case
+def memory_made_in_stream_order():
+    s, b = stream(), malloc()
+    a = malloc_async(s)
+    fill(a, 1, s)
+    copy(b, a, s)
+    call("hipFreeAsync", a, s)
+    return first_byte(b)
+
+
+@case
+def memory_used_before_its_stream_made_it():
+    s, t = stream(), stream()
+    a = malloc_async(s)
+    fill(a, 1, t)
+    synchronize()
+    call("hipFree", a)
+
+
+@case
+def memory_freed_while_another_stream_reads():
+    s, t, b = stream(), stream(), malloc()
+    a = malloc_async(s)
+    synchronize()
+    copy(b, a, t)
+    call("hipFreeAsync", a, s)
 
 
 if __name__ == "__main__":

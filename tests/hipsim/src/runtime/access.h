@@ -15,6 +15,8 @@ void forget_accesses(std::uintptr_t start, std::uintptr_t end);
 void open_memory();
 void close_memory();
 void protect_new(void* start, std::size_t bytes);
+// From now on a fault on memory that hipsim made is a finding.
+void watch_faults();
 
 // races.cc: notes an access, and reports earlier ones that nothing orders before it.
 void check_race(const Operation& operation, std::uintptr_t start, std::uintptr_t end, bool writes);

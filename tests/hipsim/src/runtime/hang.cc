@@ -1,9 +1,8 @@
-// A program that waits for work that will never end is ended, with what each stream stands at.
-#include <unistd.h>
-
+// A program that waits for work that does not end is ended, with what each stream stands at.
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <thread>
 
 #include "queue.h"
 #include "settings.h"
@@ -15,15 +14,23 @@ using Time = std::chrono::steady_clock;
 
 std::condition_variable& changed = *new std::condition_variable;
 Time::time_point last_progress;
+unsigned waiting = 0;
 
-[[noreturn]] void give_up(const Operation& wanted) {
-  std::string text = format("nothing ended for %u s, and %s waits for ", settings().hang_s, current_call().function) +
-                     describe(wanted);
+[[noreturn]] void give_up() {
+  std::string text = format("nothing has ended for %u s", settings().hang_s);
   for (const Queue* queue : all_queues())
     if (!queue->waiting.empty())
       text += std::string("; ") + (queue->busy ? "running: " : "next: ") + describe(*queue->waiting.front());
   found("hang", text);
   std::_Exit(86);
+}
+
+void watch() {
+  for (;;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    const Lock held = lock();
+    if (waiting && Time::now() - last_progress > std::chrono::seconds(settings().hang_s)) give_up();
+  }
 }
 
 }  // namespace
@@ -33,11 +40,13 @@ void progress() {
   changed.notify_all();
 }
 
-void wait_for_progress(Lock& held, const Operation* wanted) {
-  if (!wanted) return changed.wait(held);
-  const Time::time_point begin = Time::now();
-  while (changed.wait_for(held, std::chrono::seconds(1)) == std::cv_status::timeout)
-    if (Time::now() - std::max(begin, last_progress) > std::chrono::seconds(settings().hang_s)) give_up(*wanted);
+void wait_for_progress(Lock& held) { changed.wait(held); }
+
+Waiting::Waiting() {
+  static const bool watched = (std::thread(watch).detach(), true);
+  (void)watched;
+  if (waiting++ == 0) last_progress = Time::now();
 }
+Waiting::~Waiting() { --waiting; }
 
 }  // namespace hipsim

@@ -35,6 +35,7 @@ int allocate(void** pointer, std::size_t bytes, Kind kind, unsigned flags) {
   *pointer = nullptr;
   if (bytes == 0) return kSuccess;
   if (kind == Kind::device && (bytes > settings().memory || used + bytes > settings().memory)) return kErrorOutOfMemory;
+  watch_faults();
   const std::size_t mapped = pages(bytes) + kPage;
   void* start = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (start == MAP_FAILED) return kErrorOutOfMemory;
@@ -59,13 +60,13 @@ int register_host(void* pointer, std::size_t bytes, unsigned flags) {
   return kSuccess;
 }
 
-int release(void* pointer, Kind kind) {
+int release(void* pointer, Kind kind, const std::string& by) {
   const auto found = live_and_freed.find(reinterpret_cast<std::uintptr_t>(pointer));
   if (found == live_and_freed.end()) return kErrorInvalidValue;
   Allocation& allocation = found->second;
   if (!allocation.freed.empty()) {
     hipsim::found("double free", "the " + std::to_string(allocation.bytes) + " bytes that " + allocation.made +
-                                     " made are freed by " + made_by() + " and were by " + allocation.freed);
+                                     " made are freed by " + by + " and were by " + allocation.freed);
     return kErrorInvalidValue;
   }
   if (allocation.kind != kind) return kErrorInvalidValue;
@@ -75,7 +76,7 @@ int release(void* pointer, Kind kind) {
     return kSuccess;
   }
   if (kind == Kind::device) used -= allocation.bytes;
-  allocation.freed = made_by();
+  allocation.freed = by;
   // Gives the memory back and keeps the addresses.
   mmap(pointer, allocation.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   quarantine.push_back(allocation.start);

@@ -27,7 +27,7 @@ struct Allocation {
 int allocate(void** pointer, std::size_t bytes, Kind kind, unsigned flags = 0);
 int register_host(void* pointer, std::size_t bytes, unsigned flags);
 // Fills what is left with faults, so that a later use is seen.  `kind` must be the allocation's.
-int release(void* pointer, Kind kind);
+int release(void* pointer, Kind kind, const std::string& by = made_by());
 // The allocation whose pages `address` lies in, freed ones too; nullptr if there is none.
 Allocation* find_allocation(const void* address);
 std::size_t device_memory_used();

@@ -1,6 +1,5 @@
 #include "queue.h"
 
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 
@@ -51,10 +50,11 @@ Queue& next_for(const Operation& wanted) {
 
 // Sync and lazy mode: this thread runs what it needs.
 void run_until(Lock& held, const OperationPtr& wanted) {
+  const Waiting waiting;
   while (!wanted->done) {
     Queue& queue = next_for(*wanted);
     if (queue.busy)
-      wait_for_progress(held, wanted.get());
+      wait_for_progress(held);
     else
       run_first(held, queue);
   }
@@ -70,7 +70,7 @@ void work(Queue& queue) {
         if (!needed->done) return false;
       return true;
     };
-    while (!ready()) wait_for_progress(held, nullptr);
+    while (!ready()) wait_for_progress(held);
     if (const unsigned longest = settings().delay_us) {
       const auto delay = std::chrono::microseconds(static_cast<unsigned>(rand_r(&queue.random)) % longest);
       held.unlock();
@@ -84,6 +84,7 @@ void work(Queue& queue) {
 }  // namespace
 
 Lock lock() { return Lock(mutex); }
+std::mutex& lock_for_faults() { return mutex; }
 
 Clock& host_clock() {
   static Clock& clock = *new Clock;
@@ -156,10 +157,12 @@ OperationPtr push(Lock& held, Queue& queue, Task task, const Push& options) {
 
 void wait(Lock& held, const OperationPtr& operation) {
   if (!operation) return;
-  if (settings().mode == Mode::threaded)
-    while (!operation->done) wait_for_progress(held, operation.get());
-  else
+  if (settings().mode == Mode::threaded) {
+    const Waiting waiting;
+    while (!operation->done) wait_for_progress(held);
+  } else {
     run_until(held, operation);
+  }
   host_clock().join(operation->clock);
 }
 
@@ -181,6 +184,7 @@ bool poll(Lock& held, const OperationPtr& operation) {
     return true;
   }
   if (settings().mode != Mode::threaded) {
+    const Waiting waiting;
     Queue& queue = next_for(*operation);
     if (!queue.busy) run_first(held, queue);
   }

@@ -51,6 +51,7 @@ struct Queue {
 // Held by every function that touches queues, events, memory or graphs; released while an operation runs.
 using Lock = std::unique_lock<std::mutex>;
 Lock lock();
+std::mutex& lock_for_faults();
 
 // What the host knows to be complete.  One clock for the whole process: hand-overs between its threads are not seen.
 Clock& host_clock();
@@ -80,8 +81,14 @@ void drain(Lock& held);
 const char* running_task();
 Operation* running_operation();
 
-// hang.cc: waits for the condition; ends the process where no operation ends for HIPSIM_HANG_S.
-void wait_for_progress(Lock& held, const Operation* wanted);
+// hang.cc: operations end, and threads wait for them; none may for HIPSIM_HANG_S while somebody waits.
 void progress();
+void wait_for_progress(Lock& held);
+class Waiting {
+ public:
+  Waiting();
+  ~Waiting();
+  Waiting(const Waiting&) = delete;
+};
 
 }  // namespace hipsim

@@ -41,7 +41,7 @@ const Settings& settings() {
                                                   number("HIPSIM_PROTECT", "0") != 0,
                                                   static_cast<unsigned>(number("HIPSIM_SEED", "0")),
                                                   static_cast<unsigned>(number("HIPSIM_DELAY_US", "100")),
-                                                  static_cast<unsigned>(number("HIPSIM_HANG_S", "60")),
+                                                  static_cast<unsigned>(number("HIPSIM_HANG_S", "120")),
                                                   text("HIPSIM_LOG", ""),
                                                   text("HIPSIM_REPORT", ""),
                                                   text("HIPSIM_FAIL", ""),
