@@ -49,12 +49,9 @@ def norm(module: torch.nn.Module) -> Norm | None:
 
     The weight may be stored as it is or, as in Gemma, less one.
     """
-    weight = getattr(module, "weight", None)
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not (isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(epsilon, float)):
+    if not looks_like_norm(module):
         return None
-    if getattr(module, "bias", None) is not None or not _is_function(module):
-        return None
+    weight, epsilon = _weight_and_epsilon(module)
     x = torch.randn(3, 2, len(weight), generator=_generator()) + 0.5
     # Small values show where epsilon is added, large ones whether anything is clipped.
     probes = [x * scale for scale in (1.0, epsilon**0.5, 1e3)]
@@ -63,6 +60,19 @@ def norm(module: torch.nn.Module) -> Norm | None:
         if all(_same(module, found, probe) for probe in probes):
             return found
     return None
+
+
+def looks_like_norm(module: torch.nn.Module) -> bool:
+    """Tells whether a module has a norm's parameters and no bias, whatever it computes."""
+    weight, epsilon = _weight_and_epsilon(module)
+    if not (isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(epsilon, float)):
+        return False
+    return getattr(module, "bias", None) is None and _is_function(module)
+
+
+def _weight_and_epsilon(module: torch.nn.Module) -> tuple[Any, Any]:
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return getattr(module, "weight", None), epsilon
 
 
 def activation(module: torch.nn.Module) -> str | None:

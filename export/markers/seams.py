@@ -81,7 +81,7 @@ class Seams:
         positions: how many there are; the rotary tables get as many rows.
 
     Attributes:
-        unmarked: what was left as PyTorch has it, and why.
+        unmarked: what was left as PyTorch has it, and why, once for each module or call.
     """
 
     def __init__(self, model: Any, positions: int):
@@ -139,6 +139,8 @@ class Seams:
         conv1d = seam("transformers.pytorch_utils", "Conv1D")
         if norm := probes.norm(module):
             _put(stack, module, "forward", norm)
+        elif probes.looks_like_norm(module):
+            self.unmarked.append(f"{type(module).__name__}: another norm formula")
         elif kind := probes.activation(module):
             _put(stack, module, "forward", functools.partial(_activate, kind=kind))
         elif hasattr(module, "inv_freq"):

@@ -17,6 +17,7 @@ from rocline.export.markers.seams import Seams, seam
 from rocline.export.quiet import one_line, quiet
 
 _TASK = "text-generation"
+_FIRST_OPSET = 13  # Squeeze and Unsqueeze take their axes as an input
 # The rehearsal's two rows, of 5 and 4 tokens: all but the last in one padded prefill, then one decode step.
 _LENGTHS = (5, 4)
 # Of the largest logit: far above float32's rounding in another order, far below any other formula.
@@ -31,7 +32,7 @@ class MarkedGraph:
         path: its ONNX file, with operators of the domain `rocline.custom_ops.rewriting.MARKERS`; inputs and outputs as
             in `static_config.make`.
         marked: how many operators of each kind it holds.
-        unmarked: what stayed as PyTorch has it, and why.
+        unmarked: what stayed as PyTorch has it, and why, once for each module or call.
         capacity: the most positions a row can have.
     """
 
@@ -57,6 +58,8 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
     """
     if model.config.is_encoder_decoder:
         raise Refused(f"{type(model).__name__} is an encoder-decoder, expected a decoder alone")
+    if opset < _FIRST_OPSET:
+        raise Refused(f"opset {opset} is too old for its operators, expected {_FIRST_OPSET} or later")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise Refused(f"{type(model).__name__}: its config has no max_position_embeddings, so no capacity is known")
@@ -86,7 +89,7 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
             raise
         # Whatever a seam was used for that the markers do not know surfaces as an error of the marked model.
         raise Refused(f"{type(model).__name__} does not run with markers: {one_line(error)}") from error
-    return MarkedGraph(path, MappingProxyType(dict(marked)), tuple(dict.fromkeys(seams.unmarked)), positions)
+    return MarkedGraph(path, MappingProxyType(dict(marked)), tuple(seams.unmarked), positions)
 
 
 def _rows(model: Any) -> list[torch.Tensor]:

@@ -80,6 +80,7 @@ def test_a_norm_with_another_formula_stays_as_it_is(trace, monkeypatch):
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", forward)
     model, graph = trace()
     assert "RmsNorm" not in graph.marked
+    assert graph.unmarked == ("LlamaRMSNorm: another norm formula",) * 5
     assert graph.marked["Attention"] == 2
     assert_pytorchs_numbers(model, graph)
 
@@ -459,6 +460,14 @@ def test_output_embeddings_used_twice_are_refused(trace, monkeypatch):
 def test_architectures_that_markers_cannot_stand_for_are_refused(trace, kind, config, reason):
     with pytest.raises(markers.Refused, match=reason):
         trace(kind, **config)
+
+
+def test_an_old_opset_is_refused(tmp_path):
+    tiny_models.save("llama", tmp_path / "source")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "source").eval()
+    with pytest.raises(markers.Refused, match="opset 12 is too old for its operators, expected 13 or later"):
+        markers.trace(model, tmp_path, opset=12)
+    markers.trace(model, tmp_path, opset=13)
 
 
 def test_encoder_decoders_are_refused(tmp_path):
