@@ -99,9 +99,11 @@ def run(
 
 
 @functools.cache
-def cases(program: str, mode: str = "sync", *, settings: tuple[tuple[str, str], ...] = ()) -> dict[str, dict[str, Any]]:
+def cases(
+    program: str, mode: str = "sync", *, arguments: tuple[str, ...] = (), settings: tuple[tuple[str, str], ...] = ()
+) -> dict[str, dict[str, Any]]:
     """Runs a program of hipsim/programs once, and returns what it says about each of its cases."""
-    done = run([sys.executable, PROGRAMS / program], mode, **dict(settings))
+    done = run([sys.executable, PROGRAMS / program, *arguments], mode, **dict(settings))
     assert done.status == 0, f"{program} in {mode} mode ended with {done.status}:\n{done.errors}\n{done.output}"
     results: dict[str, dict[str, Any]] = json.loads(done.output.splitlines()[-1])
     return results
