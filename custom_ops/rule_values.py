@@ -3,7 +3,7 @@
 Letters in shapes: B batch, T tokens, H heads, D head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,17 @@ def same_size(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
     return one.value is not None and one.value == other.value
 
 
+def reshapes_to(shape: ir.Shape | None, sizes: Iterable[int | ir.SymbolicDim]) -> bool:
+    """Tells whether what was reshaped to ``shape`` from as many elements as ``sizes`` have, has those sizes.
+
+    One size may be unknown: where all others agree, it does too.
+    """
+    wanted = list(sizes)
+    if shape is None or len(shape) != len(wanted):
+        return False
+    return sum(not same_size(a, b) for a, b in zip(shape, wanted, strict=True)) <= 1
+
+
 def columns(value: ir.Value) -> int | None:
     """The size of a value's last axis, if it is a known number."""
     size = value.shape[-1] if value.shape else None
@@ -47,10 +58,9 @@ def side_by_side(value: ir.Value, heads: int, head: int, before: ir.Node) -> ir.
     """Heads [B, T, H, D] as [B, T, H * D]: what they were reshaped from, or a new Reshape."""
     node = producer(value, "Reshape")
     source = node.inputs[0] if node is not None else None
-    # With the same batch and tokens and H * D columns, nothing else can have become of it than H heads.
-    if source is not None and source.shape is not None and value.shape is not None:
-        apart = len(source.shape) == 3 and len(value.shape) == 4 and columns(source) == heads * head
-        if apart and all(same_size(a, b) for a, b in zip(source.shape[:2], value.shape[:2], strict=True)):
+    if source is not None and source.shape is not None and columns(source) == heads * head:
+        lead = source.shape[:2] if len(source.shape) == 3 else ()
+        if reshapes_to(value.shape, [*lead, heads, head]):
             return source
     return _reshaped(value, [0, 0, heads * head], before)
 

@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from rocline.custom_ops import DOMAIN, rewriting
 from rocline.custom_ops.rewriting import MARKERS, Context, Outcome, Refusal, Rule, Stage, insert
-from rocline.custom_ops.rule_values import apart, same_size, side_by_side, transposed
+from rocline.custom_ops.rule_values import apart, reshapes_to, side_by_side, transposed
 
 # Of the operator (spec.py).
 _LARGEST_HEAD = 256
@@ -70,19 +70,10 @@ def _put_in(node: ir.Node) -> None:
     y.shape, y.type = packed.shape, packed.type
     old = node.outputs[0]
     for user, _ in list(old.uses()):
-        if user.op_type == "Reshape" and _joins_heads(user):
+        if user.op_type == "Reshape" and y.shape is not None and reshapes_to(user.outputs[0].shape, y.shape):
             rewriting.replace(user.outputs[0], y)
     if old.uses():
         rewriting.replace(old, apart(y, heads, head, node))
-
-
-def _joins_heads(reshape: ir.Node) -> bool:
-    """Tells whether a Reshape makes [B, T, H * D] of [B, T, H, D]."""
-    source, target = reshape.inputs[0], reshape.outputs[0]
-    if source is None or source.shape is None or target.shape is None:
-        return False
-    joined = len(source.shape) == 4 and len(target.shape) == 3
-    return joined and all(same_size(a, b) for a, b in zip(source.shape[:2], target.shape[:2], strict=True))
 
 
 RULES = (PutIn(),)

@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from rocline.custom_ops.rewriting import Context, Outcome, Rule, replace
-from rocline.custom_ops.rule_values import same_size
+from rocline.custom_ops.rule_values import reshapes_to
 from rocline.export.passes import shapes
 
 
@@ -51,10 +51,7 @@ def _same_shape(reshape: ir.Node) -> bool:
     before, after = reshape.inputs[0], reshape.outputs[0]
     if before is None or before.shape is None or after.shape is None or after.is_graph_output():
         return False
-    if len(before.shape) != len(after.shape):
-        return False
-    # As many elements on both sides: if all axes but one agree, that one does too.
-    return sum(not same_size(a, b) for a, b in zip(before.shape, after.shape, strict=True)) <= 1
+    return reshapes_to(after.shape, before.shape)
 
 
 def _same_type(cast: ir.Node, source: ir.Value) -> bool:
