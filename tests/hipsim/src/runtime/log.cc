@@ -90,7 +90,7 @@ int call(const char* function, const void* caller, const char* text, ...) {
     const std::string arguments = format_list(text, list);
     va_end(list);
     write_log(format("\"number\": %llu, \"call\": ", static_cast<unsigned long long>(current.number)) +
-              quote(function) + ", \"args\": " + quote(arguments) +
+              quote(function) + ", \"args\": " + quote(arguments) + ", \"by\": " + quote(place(caller)) +
               (injected ? format(", \"injected\": %d", injected) : std::string()));
   }
   if (injected) return injected;
