@@ -25,6 +25,7 @@ _PASSES_MASKS = frozenset(
     {"Add", "Cast", "Concat", "Expand", "Gather", "Identity", "Max", "Min", "Reshape", "ScatterND", "Slice", "Squeeze"}
     | {"Sub", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"}
 )
+_MAKES_MASKS = (_PASSES_MASKS - {"Gather"}) | {"Constant", "ConstantOfShape", "Mul"}
 
 
 def scan(path: Path, cases: Iterable[Case]) -> dict[str, float]:
@@ -79,19 +80,22 @@ def values(graph: ir.Graph, peaks: Mapping[str, float], largest: float) -> set[i
         largest: the largest finite number of the half type.
     """
     derived = precision.integer_derived(list(graph.all_nodes()))
+    # Values that no input of floats has a part in, and what came of adding one that hides to something else.
+    free: set[ir.Value] = set()
     masks: set[ir.Value] = set()
     found: set[ir.Value] = set()
     for node in graph.all_nodes():
-        passes = node.op_type in _PASSES_MASKS and any(
-            value in masks or _is_large(value, largest) for value in node.inputs
+        floats = [value for value in node.inputs if precision.is_float(value)]
+        made_free = node in derived or (
+            node.op_type in _MAKES_MASKS
+            and all(value in free or precision.constant(value) is not None for value in floats)
         )
-        for value in node.outputs:
-            if not precision.is_float(value) or peaks.get(value.name or "", 0.0) * HEADROOM <= largest:
-                continue
-            if passes or node in derived or node.op_type in ("Constant", "ConstantOfShape"):
-                masks.add(value)
-            else:
-                found.add(value)
+        passes = node.op_type in _PASSES_MASKS and any(value in masks or _is_large(value, largest) for value in floats)
+        for value in filter(precision.is_float, node.outputs):
+            if made_free:
+                free.add(value)
+            if peaks.get(value.name or "", 0.0) * HEADROOM > largest:
+                (masks if made_free or passes else found).add(value)
     return found
 
 
