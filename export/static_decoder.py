@@ -14,7 +14,7 @@ import onnx_ir as ir
 from rocline.custom_ops.rewriting import MARKERS, Outcome, Refusal
 from rocline.export import fusion_report, graph_files, markers, passes
 from rocline.export.fitting import Fused
-from rocline.export.markers import Refused
+from rocline.export.markers import MarkedGraph, Refused
 from rocline.export.targets import Target
 
 
@@ -36,11 +36,12 @@ def export(
     """
     if not target.custom_ops:
         raise Refused(f"{target.provider} runs no operators of rocline's own")
-    path = markers.trace(model, folder, opset=opset).path
+    marked = markers.trace(model, folder, opset=opset)
+    path = marked.path
     before = fusion_report.count_nodes(path)
     graph = ir.load(path)
     ir.external_data.load_to_model(graph)
-    outcomes = passes.run(graph, target, dtype, sampling_head=sampling_head)
+    outcomes = [*_unmarked(marked), *passes.run(graph, target, dtype, sampling_head=sampling_head)]
     try:
         _check_lowered(graph, outcomes)
     except Refused:
@@ -53,6 +54,12 @@ def export(
 def refusal(reason: Refused) -> Outcome:
     """What the table of rules says where there is no static cache."""
     return Outcome("static cache", "CachedAttention", 0, (Refusal("model", str(reason)),))
+
+
+def _unmarked(marked: MarkedGraph) -> list[Outcome]:
+    """What the table of rules says of modules that no marker stands for: nothing where there are none."""
+    left = tuple(Refusal("model", reason) for reason in marked.unmarked)
+    return [Outcome("markers", "markers", sum(marked.marked.values()), left)] if left else []
 
 
 def _check_lowered(graph: ir.Model, outcomes: Sequence[Outcome]) -> None:
