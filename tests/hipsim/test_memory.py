@@ -3,7 +3,7 @@
 import pytest
 from simulated_device import MODES, cases, kinds
 
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, NOT_READY, NOT_PERMITTED = 1, 2, 400, 600, 800
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, NOT_READY, DESTROYED, NOT_PERMITTED = 1, 2, 400, 600, 709, 800
 
 EXPECTED = {
     "new_memory_holds_no_numbers": ([], 64),
@@ -17,10 +17,10 @@ EXPECTED = {
     "more_than_there_is": ([], [OUT_OF_MEMORY, None, OUT_OF_MEMORY, 0]),
     "what_is_free": ([], [1 << 20, 0]),
     "kinds_of_pointers": ([], [2, 1, 1, 0]),
-    "stream_used_after_it_was_destroyed": (["use after destroy"] * 2, [INVALID_HANDLE] * 2),
+    "stream_used_after_it_was_destroyed": (["use after destroy"] * 2, [DESTROYED] * 2),
     "event_used_after_it_was_destroyed": (["use after destroy"], INVALID_HANDLE),
-    "stream_that_never_was": (["invalid handle"], INVALID_HANDLE),
-    "event_for_a_stream": (["invalid handle"], INVALID_HANDLE),
+    "stream_that_never_was": (["invalid handle"], DESTROYED),
+    "event_for_a_stream": (["invalid handle"], DESTROYED),
     "time_between_events_that_keep_none": ([], INVALID_HANDLE),
     "event_that_was_never_recorded_is_done": ([], [0, 0]),
     "function_of_the_program_runs_in_order": ([], [5, 6]),

@@ -1,7 +1,7 @@
 """Orders in which two streams and the host may touch the same memory."""
 
 import threading
-from ctypes import byref, c_void_p
+from ctypes import byref, c_void_p, create_string_buffer
 
 from device import (
     D2D,
@@ -296,12 +296,34 @@ def host_waits_for_the_null_stream():
 
 
 @case
-def copy_of_pageable_memory_waits():
-    """hipMemcpyAsync with memory of the host that is not pinned is synchronous."""
-    from ctypes import create_string_buffer
-
+def copy_from_pageable_memory_does_not_wait():
     s, t, a, b = stream(), stream(), malloc(), malloc()
-    copy(a, create_string_buffer(bytes([1]) * SIZE, SIZE), s, H2D)
+    copy(a, create_string_buffer(SIZE), s, H2D)
+    copy(b, a, t)
+
+
+@case
+def pageable_memory_may_be_reused_at_once():
+    """An asynchronous copy has taken the bytes by the time it returns."""
+    s, a, host = stream(), malloc(), create_string_buffer(b"\1" * SIZE, SIZE)
+    copy(a, host, s, H2D)
+    host[0] = 2
+    return first_byte(a)
+
+
+@case
+def synchronous_copy_from_pageable_memory_waits():
+    s, a, b = stream(), malloc(), malloc()
+    call("hipMemcpy", a, create_string_buffer(b"\1" * SIZE, SIZE), SIZE, H2D)
+    copy(b, a, s)
+    return first_byte(b)
+
+
+@case
+def copy_to_pageable_memory_waits():
+    s, t, a, b = stream(), stream(), malloc(), malloc()
+    fill(a, 1, s)
+    copy(create_string_buffer(SIZE), a, s, D2H)
     copy(b, a, t)
     return first_byte(b)
 

@@ -120,7 +120,7 @@ HIPSIM_API int hipStreamBeginCapture(hipStream_t stream, int mode) {
   HIP_CALL("stream=%s, mode=%d", stream_name(stream).c_str(), mode);
   const Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (mode < 0 || mode > 2) return fail(kErrorInvalidValue);
   if (queue == &null_queue()) return fail(kErrorStreamCaptureUnsupported);
   if (queue->capture) return fail(kErrorIllegalState);
@@ -136,7 +136,7 @@ HIPSIM_API int hipStreamEndCapture(hipStream_t stream, hipGraph_t* graph) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   const Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (!graph) return fail(kErrorInvalidValue);
   *graph = nullptr;
   Capture* capture = queue->capture;
@@ -156,7 +156,7 @@ HIPSIM_API int hipStreamIsCapturing(hipStream_t stream, int* status) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   const Lock held = lock();
   const Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (!status) return fail(kErrorInvalidValue);
   *status = !queue->capture ? 0 : queue->capture->valid ? 1 : 2;
   return kSuccess;

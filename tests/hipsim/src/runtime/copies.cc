@@ -1,7 +1,8 @@
 // Copies and fills, with HIP's rules of what the host waits for.
 //
-// hipMemcpyAsync "will be performed synchronously" where host memory is not pinned (its documentation); between two
-// places on the device no copy makes the host wait, and no fill does.
+// Between two places on the device no copy makes the host wait, and no fill does.  A copy to memory of the host that is
+// not pinned does.  An asynchronous copy from such memory takes the bytes at once, into a staging buffer, and may reach
+// the device later: ROCm waits there in some cases and versions, and no program may rely on it.
 #include <cstring>
 
 #include "capture.h"
@@ -55,7 +56,7 @@ int copy(hipStream_t stream, const Copy& wanted) {
   if (!shape.width || !shape.height) return kSuccess;
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (wanted.kind < 0 || wanted.kind > kDefault) return fail(kErrorInvalidMemcpyDirection);
   if (!wanted.to || !wanted.from) return fail(kErrorInvalidValue);
   const std::size_t to_bytes = (shape.height - 1) * shape.to_pitch + shape.width;
@@ -72,20 +73,25 @@ int copy(hipStream_t stream, const Copy& wanted) {
   }
   const bool pageable = to == Place::pageable || from == Place::pageable;
   const bool on_device = to == Place::device && from == Place::device;
-  const bool host_waits = pageable || (wanted.host_waits && !on_device);
+  const bool staged = !wanted.host_waits && from == Place::pageable && to != Place::pageable && !queue->capture;
+  const bool host_waits = (pageable && !staged) || (wanted.host_waits && !on_device);
   if (const int refused = wanted.host_waits ? refuse_wait_in_capture(*queue) : refuse_implicit_capture(*queue))
     return fail(refused);
   if (wanted.host_waits)
     if (const int refused = refuse_in_capture()) return fail(refused);
   std::vector<Access> accesses;
   for (std::size_t row = 0; row < shape.height; ++row) {
-    accesses.push_back({static_cast<const char*>(wanted.from) + row * shape.from_pitch, shape.width, false});
+    if (!staged)
+      accesses.push_back({static_cast<const char*>(wanted.from) + row * shape.from_pitch, shape.width, false});
     accesses.push_back({static_cast<char*>(wanted.to) + row * shape.to_pitch, shape.width, true});
   }
-  const auto run = [wanted, shape] {
+  const auto* first = static_cast<const char*>(wanted.from);
+  const auto staging = std::make_shared<std::vector<char>>(first, first + (staged ? from_bytes : 0));
+  const auto run = [wanted, shape, staged, staging] {
+    const char* from_first = staged ? staging->data() : static_cast<const char*>(wanted.from);
     for (std::size_t row = 0; row < shape.height; ++row)
-      std::memmove(static_cast<char*>(wanted.to) + row * shape.to_pitch,
-                   static_cast<const char*>(wanted.from) + row * shape.from_pitch, shape.width);
+      std::memmove(static_cast<char*>(wanted.to) + row * shape.to_pitch, from_first + row * shape.from_pitch,
+                   shape.width);
   };
   const auto letter = [](Place place) { return place == Place::device ? 'D' : 'H'; };
   const std::string name = format("%s(%c2%c)", current_call().function, letter(from), letter(to));
@@ -104,7 +110,7 @@ int fill(hipStream_t stream, void* to, std::size_t count, std::uint32_t value, s
   if (!count) return kSuccess;
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (!to) return fail(kErrorInvalidValue);
   const Allocation* allocation = find_allocation(to);
   if (!allocation || !valid_end(to, count * width, "writes")) return fail(kErrorInvalidValue);

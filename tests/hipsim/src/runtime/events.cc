@@ -72,7 +72,8 @@ HIPSIM_API int hipEventRecord(hipEvent_t event, hipStream_t stream) {
   Lock held = lock();
   EventState* state = find_event(event);
   Queue* queue = find_queue(stream);
-  if (!state || !queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
+  if (!state) return fail(kErrorInvalidHandle);
   if (const int refused = refuse_implicit_capture(*queue)) return fail(refused);
   if (queue->capture) {
     state->recorded = nullptr;
@@ -94,7 +95,8 @@ HIPSIM_API int hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsigned
   Lock held = lock();
   const EventState* state = find_event(event);
   Queue* queue = find_queue(stream);
-  if (!state || !queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
+  if (!state) return fail(kErrorInvalidHandle);
   if (state->capture) return fail_if(join_capture(*queue, *state->capture, state->node));
   if (queue->capture) {
     // An event from outside would tie the graph to one moment.
@@ -114,7 +116,10 @@ HIPSIM_API int hipEventSynchronize(hipEvent_t event) {
   Lock held = lock();
   const EventState* state = find_event(event);
   if (!state) return fail(kErrorInvalidHandle);
-  if (state->capture) return fail(kErrorCapturedEvent);
+  if (state->capture) {
+    invalidate(*state->capture);
+    return fail(kErrorCapturedEvent);
+  }
   if (const int refused = refuse_in_capture()) return fail(refused);
   wait(held, OperationPtr(state->recorded));
   return kSuccess;
@@ -124,7 +129,10 @@ HIPSIM_API int hipEventQuery(hipEvent_t event) {
   Lock held = lock();
   const EventState* state = find_event(event);
   if (!state) return fail(kErrorInvalidHandle);
-  if (state->capture) return fail(kErrorCapturedEvent);
+  if (state->capture) {
+    invalidate(*state->capture);
+    return fail(kErrorCapturedEvent);
+  }
   if (const int refused = refuse_in_capture()) return fail(refused);
   return poll(held, OperationPtr(state->recorded)) ? kSuccess : kErrorNotReady;
 }

@@ -95,7 +95,7 @@ HIPSIM_API int hipGraphLaunch(hipGraphExec_t executable, hipStream_t stream) {
   HIP_CALL("graph=%p, stream=%s", static_cast<void*>(executable), stream_name(stream).c_str());
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (!alive(kExecutable, executable)) return fail(kErrorInvalidValue);
   if (queue->capture) {
     invalidate(*queue->capture);

@@ -19,7 +19,7 @@ std::uint64_t release_threshold = 0;
 int allocate_on(void** pointer, std::size_t bytes, hipStream_t stream) {
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (queue->capture) {
     invalidate(*queue->capture);
     return fail(kErrorStreamCaptureUnsupported);  // graphs with allocations of their own are not simulated
@@ -48,7 +48,7 @@ HIPSIM_API int hipFreeAsync(void* pointer, hipStream_t stream) {
   if (!pointer) return kSuccess;
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   const Allocation* allocation = find_allocation(pointer);
   if (queue->capture || !allocation || allocation->kind != Kind::device) return fail(kErrorInvalidValue);
   const auto run = [pointer, by = made_by()] {

@@ -67,7 +67,7 @@ std::string stream_name(hipStream_t stream) {
 int enqueue(hipStream_t stream, Task task) {
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return kErrorInvalidHandle;
+  if (!queue) return kErrorContextIsDestroyed;
   if (const int refused = refuse_implicit_capture(*queue)) return refused;
   push(held, *queue, std::move(task));
   return kSuccess;
@@ -93,7 +93,7 @@ HIPSIM_API int hipStreamDestroy(hipStream_t stream) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   const Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue || !find(stream)) return fail(kErrorInvalidHandle);
+  if (!queue || !find(stream)) return fail(kErrorContextIsDestroyed);
   if (queue->capture) invalidate(*queue->capture);
   gone(kKind, stream);  // what is queued still runs; the host learns nothing about it
   return kSuccess;
@@ -102,7 +102,7 @@ HIPSIM_API int hipStreamSynchronize(hipStream_t stream) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (const int refused = refuse_wait_in_capture(*queue)) return fail(refused);
   wait_queue(held, *queue);
   return kSuccess;
@@ -111,7 +111,7 @@ HIPSIM_API int hipStreamQuery(hipStream_t stream) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (const int refused = refuse_wait_in_capture(*queue)) return fail(refused);
   return poll(held, queue->last) ? kSuccess : kErrorNotReady;
 }
@@ -127,7 +127,7 @@ HIPSIM_API int hipLaunchHostFunc(hipStream_t stream, void (*function)(void*), vo
   if (!function) return fail(kErrorInvalidValue);
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (const int refused = refuse_implicit_capture(*queue)) return fail(refused);
   Push host;
   host.calls_host = true;
@@ -140,7 +140,7 @@ HIPSIM_API int hipStreamAddCallback(hipStream_t stream, void (*function)(hipStre
   if (!function || flags) return fail(kErrorInvalidValue);
   Lock held = lock();
   Queue* queue = find_queue(stream);
-  if (!queue) return fail(kErrorInvalidHandle);
+  if (!queue) return fail(kErrorContextIsDestroyed);
   if (queue->capture) return fail(kErrorStreamCaptureUnsupported);
   Push host;
   host.calls_host = true;
@@ -151,7 +151,7 @@ HIPSIM_API int hipStreamGetFlags(hipStream_t stream, unsigned* flags) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   const Lock held = lock();
   if (!flags) return fail(kErrorInvalidValue);
-  if (!find_queue(stream)) return fail(kErrorInvalidHandle);
+  if (!find_queue(stream)) return fail(kErrorContextIsDestroyed);
   *flags = find(stream) ? find(stream)->flags : 0;
   return kSuccess;
 }
@@ -159,7 +159,7 @@ HIPSIM_API int hipStreamGetPriority(hipStream_t stream, int* priority) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   const Lock held = lock();
   if (!priority) return fail(kErrorInvalidValue);
-  if (!find_queue(stream)) return fail(kErrorInvalidHandle);
+  if (!find_queue(stream)) return fail(kErrorContextIsDestroyed);
   *priority = find(stream) ? find(stream)->priority : 0;
   return kSuccess;
 }
@@ -172,7 +172,7 @@ HIPSIM_API int hipDeviceGetStreamPriorityRange(int* least, int* greatest) {
 HIPSIM_API int hipStreamGetDevice(hipStream_t stream, int* device) {
   HIP_CALL("stream=%s", stream_name(stream).c_str());
   const Lock held = lock();
-  if (!find_queue(stream)) return fail(kErrorInvalidHandle);
+  if (!find_queue(stream)) return fail(kErrorContextIsDestroyed);
   *device = 0;
   return kSuccess;
 }
