@@ -66,7 +66,8 @@ class Staging:
                     return block
                 if not self._busy or sum(block[1] for block, _ in self._busy) + size <= self._limit:
                     return self._driver.allocate_pinned(self._device_id, size), size
-                self._busy[0][1].synchronize()
+                if not _over(self._busy[0][1]):
+                    self._busy[0][1].synchronize()
                 self._collect()
 
     def mark(self, block: Pinned, stream: "Stream") -> "Event":
@@ -92,7 +93,8 @@ class Staging:
                 last_first.callback(self._driver.free_pinned, self._device_id, pointer)
             for _, event in self._busy:
                 last_first.callback(event.close)
-                last_first.callback(event.synchronize)
+                if not _over(event):
+                    last_first.callback(event.synchronize)
             self._free.clear()
             self._busy.clear()
 
@@ -102,7 +104,7 @@ class Staging:
         # Copies of different streams end in any order; one that is late only keeps its own block.
         for _ in range(len(self._busy)):
             block, event = self._busy[0]
-            if event.done:
+            if _over(event) or event.done:
                 self._busy.popleft()
                 event.close()
                 self._free.append(block)
@@ -114,3 +116,8 @@ class Staging:
             if kept > self._limit:
                 self._free.remove(block)
                 self._driver.free_pinned(self._device_id, block[0])
+
+
+def _over(event: "Event") -> bool:
+    """Whether an event is gone with the device of its stream, which waited for what it stood for."""
+    return event.closed or event.device.closed
