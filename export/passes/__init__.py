@@ -4,7 +4,7 @@ A pass is a `rocline.custom_ops.rewriting.Rule`. Those that put in an operator o
 are found there; the others are here, one a file. `ORDER` is the one place that says what runs when.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -56,13 +56,17 @@ def run(model: ir.Model, target: Target, dtype: str, *, sampling_head: bool = Fa
         What each pass did, in order; passes that found nothing of theirs are left out.
     """
     context = replace(context_for(target, dtype), sampling_head=sampling_head)
+    outcomes = apply(model, _rules(context), context)
+    return [outcome for outcome in outcomes if outcome.matched or outcome.refused]
+
+
+def apply(model: ir.Model, rules: Iterable[Rule], context: Context) -> list[Outcome]:
+    """Applies rules in their order; what a rule left behind is gone before the next one looks at who reads a value."""
     outcomes = []
-    for rule in _rules(context):
-        outcome = rule.apply(model, context)
-        if outcome.matched:
+    for rule in rules:
+        outcomes.append(rule.apply(model, context))
+        if outcomes[-1].matched:
             common.RemoveUnusedNodesPass()(model)
-        if outcome.matched or outcome.refused:
-            outcomes.append(outcome)
     return outcomes
 
 
