@@ -91,8 +91,7 @@ def torch_waits_for_us(device, edge=True):
     buffer.copy_from(np.ones(SIZE, np.float32), stream=stream)
     with torch.cuda.stream(theirs):
         tensor = torch.from_dlpack(buffer) if edge else torch.utils.dlpack.from_dlpack(buffer.__dlpack__(stream=-1))
-        total = tensor.sum()
-    return total.item() == SIZE
+        return tensor.sum().item() == SIZE
 
 
 def we_wait_for_torch(device, edge=True):
