@@ -109,7 +109,7 @@ class Binding:
         ready: "Event | Iterable[Event] | None",
         capture: bool | None,
     ) -> None:
-        self._session, self._turn = session, session.turn
+        self._path, self._session, self._turn = session.path, session, session.turn
         self._device, self._stream = session.lane.device, session.lane.stream
         self._driver = self._device.driver
         self._inputs: dict[str, Buffer] = {}
@@ -194,7 +194,7 @@ class Binding:
         """
         self._check_open()
         if self.captured or self._try_capture:
-            raise RoclineError(f"{self._session.path}: input '{name}': the runs are captured, write to its buffer")
+            raise RoclineError(f"{self._path}: input '{name}': the runs are captured, write to its buffer")
         self._wait(ready)
         with self._turn:
             self._bind_inputs({name: value})
@@ -211,6 +211,8 @@ class Binding:
                 return
             self.closed = True
         self._ort.close()
+        # What is closed may be kept for long, and must not keep ONNX Runtime's session, which needs the stream.
+        del self._session, self._run_ort, self._io
         for buffer in (*self._inputs.values(), *self._outputs.values()):
             buffer.close()
         if self._graph is not None:
@@ -227,7 +229,7 @@ class Binding:
         self.close()
 
     def __repr__(self) -> str:
-        return f"binding of {self._session.path}"
+        return f"binding of {self._path}"
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -241,7 +243,7 @@ class Binding:
             raise InputError(f"output '{name}': not bound, only {', '.join(self._wanted)}")
         if name not in self._outputs:
             if not self._computed:
-                raise RoclineError(f"{self._session.path}: output '{name}': ONNX Runtime allocates it in run()")
+                raise RoclineError(f"{self._path}: output '{name}': ONNX Runtime allocates it in run()")
             values = self._ort.outputs(self._wanted)
             for new in self._dynamic:
                 self._outputs[new] = self._arena.wrap(values[new], self._session.outputs[new])
@@ -284,7 +286,7 @@ class Binding:
             self._run_ort(self._io, self._options)
         except Exception as error:
             self._computed = False
-            raise RoclineError(f"{self._session.path}: run failed: {essence(error)}") from error
+            raise RoclineError(f"{self._path}: run failed: {essence(error)}") from error
         self._computed = True
 
     def _capture(self) -> None:
@@ -316,7 +318,7 @@ class Binding:
 
     def _refuse_capture(self, reason: str) -> None:
         self.uncaptured = reason
-        LOGGER.warning("%s: runs are not captured as a graph: %s", self._session.path, reason)
+        LOGGER.warning("%s: runs are not captured as a graph: %s", self._path, reason)
 
     def _bind_inputs(self, given: Mapping[str, Any]) -> None:
         """Binds what is given, and at first also what the model fixes the shape of."""

@@ -122,6 +122,7 @@ class OrtBinding:
         """Lets go of every buffer."""
         self.io.clear_binding_inputs()
         self.io.clear_binding_outputs()
+        self.io = None
 
     def _place(self, buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:
         host = buffer.device.driver.host_memory

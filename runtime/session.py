@@ -283,11 +283,18 @@ class Session:
             for lane in (self._lane, self._host):
                 if lane is not None:
                     last_first.callback(lane.leave)
-            last_first.callback(setattr, self, "_ort", None)
+            last_first.callback(self._free)
             for binding in list(self._bindings):
                 last_first.callback(binding.close)
             if self._lane is not None and not self._lane.stream.closed:
                 self._lane.stream.synchronize()
+
+    def _free(self) -> None:
+        """Drops ONNX Runtime's session, which uses the stream until it is gone: no closed binding may keep it."""
+        self._ort = None
+        bindable = self.__dict__.pop("_bindable", None)
+        if bindable is not None:
+            bindable.arena.close()
 
     def __del__(self) -> None:
         # In this order also where nobody called close: what is queued, ONNX Runtime, the stream.
