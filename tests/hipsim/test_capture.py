@@ -27,6 +27,7 @@ EXPECTED = {
     "the_null_stream_while_a_non_blocking_stream_is_captured": ([], [0, 0]),
     "an_event_from_outside": ([], [ISOLATION, INVALIDATED]),
     "an_event_of_the_capture": ([], [CAPTURED_EVENT, INVALIDATED]),
+    "an_event_of_a_capture_that_is_over": ([], 0),
     "a_capture_of_the_null_stream": ([], UNSUPPORTED),
     "a_capture_twice": ([], [ILLEGAL_STATE, 0]),
     "an_end_without_a_beginning": ([], ILLEGAL_STATE),

@@ -215,6 +215,15 @@ def an_event_of_the_capture():
 
 
 @case
+def an_event_of_a_capture_that_is_over():
+    s, a, e = stream(), malloc(), event()
+    with capturing(s):
+        fill(a, 1, s)
+        record(e, s)
+    return attempt("hipEventQuery", e)
+
+
+@case
 def a_capture_of_the_null_stream():
     return attempt("hipStreamBeginCapture", 0, GLOBAL)
 

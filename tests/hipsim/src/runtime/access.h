@@ -18,6 +18,13 @@ void protect_new(void* start, std::size_t bytes);
 // From now on a fault on memory that hipsim made is a finding.
 void watch_faults();
 
+// flights.cc: the same for pinned memory, from the time that work on it is queued until it is done.
+void flight_queued(const Operation& operation);
+void flight_runs(const Operation& operation);
+void flight_landed(const Operation& operation);
+// Reports a fault of the host on pinned memory if work in flight forbids it; true where the program may go on.
+bool excuse_fault(std::uintptr_t address, bool is_write);
+
 // races.cc: notes an access, and reports earlier ones that nothing orders before it.
 void check_race(const Operation& operation, std::uintptr_t start, std::uintptr_t end, bool writes);
 

@@ -58,7 +58,7 @@ int mark_node(Queue& queue) {
 }
 
 int join_capture(Queue& queue, Capture& capture, int node) {
-  if (std::find(captures.begin(), captures.end(), &capture) == captures.end()) return kErrorCapturedEvent;
+  if (!active(capture)) return kErrorCapturedEvent;
   if (queue.capture && queue.capture != &capture) {
     invalidate(*queue.capture);
     invalidate(capture);
@@ -74,6 +74,10 @@ int join_capture(Queue& queue, Capture& capture, int node) {
   }
   queue.capture_after.push_back(node);
   return kSuccess;
+}
+
+bool active(const Capture& capture) {
+  return std::find(captures.begin(), captures.end(), &capture) != captures.end();
 }
 
 void invalidate(Capture& capture) { capture.valid = false; }

@@ -35,6 +35,7 @@ void add_node(Queue& queue, Task task, bool copy, bool calls_host);
 int mark_node(Queue& queue);
 // A stream waits for an event of a capture, and becomes part of it.
 int join_capture(Queue& queue, Capture& capture, int node);
+bool active(const Capture& capture);
 void invalidate(Capture& capture);
 
 // Each returns the error for a call that capture forbids, after spoiling the captures it concerns, or 0.

@@ -116,7 +116,7 @@ HIPSIM_API int hipEventSynchronize(hipEvent_t event) {
   Lock held = lock();
   const EventState* state = find_event(event);
   if (!state) return fail(kErrorInvalidHandle);
-  if (state->capture) {
+  if (state->capture && active(*state->capture)) {
     invalidate(*state->capture);
     return fail(kErrorCapturedEvent);
   }
@@ -129,7 +129,7 @@ HIPSIM_API int hipEventQuery(hipEvent_t event) {
   Lock held = lock();
   const EventState* state = find_event(event);
   if (!state) return fail(kErrorInvalidHandle);
-  if (state->capture) {
+  if (state->capture && active(*state->capture)) {
     invalidate(*state->capture);
     return fail(kErrorCapturedEvent);
   }

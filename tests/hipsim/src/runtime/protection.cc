@@ -2,6 +2,8 @@
 // device memory too, while no operation runs.
 #include <signal.h>
 #include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
 
 #include "access.h"
 #include "memory.h"
@@ -20,22 +22,31 @@ void set_all(int protection) {
 
 struct sigaction next_handler;
 
-// Only a thread that holds no lock can be helped: one that faults within the simulator just ends.
+// The thread that faults may be the one that holds the lock.
+Lock lock_if_possible() {
+  Lock held(lock_for_faults(), std::defer_lock);
+  for (int tries = 0; tries < 1000 && !held.try_lock(); ++tries) usleep(1000);
+  return held;
+}
+
+bool handled(const void* pointer, bool is_write) {
+  const Lock held = lock_if_possible();
+  const Allocation* allocation = held ? find_allocation(pointer) : nullptr;
+  if (!allocation) return false;
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+  const bool freed = !allocation->freed.empty(), inside = address < allocation->end();
+  if (allocation->kind == Kind::pinned && !freed && inside) return excuse_fault(address, is_write);
+  const Operation* operation = running_operation();
+  found(freed ? "use after free" : inside ? "host access" : "out of bounds",
+        (operation ? describe(*operation) : std::string("the program itself")) + (is_write ? " writes " : " reads ") +
+            describe_range(address, address + 1) + (freed ? "; freed by " + allocation->freed : std::string()));
+  return false;
+}
+
 void on_fault(int number, siginfo_t* info, void* context) {
-  Lock held(lock_for_faults(), std::try_to_lock);
-  if (held) {
-    const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
-    const Allocation* allocation = find_allocation(info->si_addr);
-    if (allocation) {
-      const Operation* operation = running_operation();
-      const char* kind = !allocation->freed.empty()       ? "use after free"
-                         : address >= allocation->end() ? "out of bounds"
-                                                         : "host access";
-      found(kind, (operation ? describe(*operation) : std::string("the program itself")) + " touches " +
-                      describe_range(address, address + 1) +
-                      (allocation->freed.empty() ? std::string() : "; freed by " + allocation->freed));
-    }
-  }
+  constexpr long kWrite = 2;  // of the page fault's error code
+  const bool is_write = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & kWrite;
+  if (handled(info->si_addr, is_write)) return;
   if (next_handler.sa_flags & SA_SIGINFO) return next_handler.sa_sigaction(number, info, context);
   if (next_handler.sa_handler != SIG_DFL && next_handler.sa_handler != SIG_IGN) return next_handler.sa_handler(number);
   signal(number, SIG_DFL);  // the instruction faults again

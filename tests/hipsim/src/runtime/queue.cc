@@ -20,6 +20,7 @@ void run_first(Lock& held, Queue& queue) {
   queue.busy = true;
   const bool permitted = check_accesses(*operation);
   open_memory();
+  flight_runs(*operation);
   held.unlock();
   if (permitted && operation->task.body) {
     running = operation.get();
@@ -28,6 +29,7 @@ void run_first(Lock& held, Queue& queue) {
   }
   held.lock();
   close_memory();
+  flight_landed(*operation);
   queue.waiting.pop_front();
   queue.busy = false;
   operation->done = true;
@@ -144,6 +146,7 @@ OperationPtr push(Lock& held, Queue& queue, Task task, const Push& options) {
   operation->clock = queue.clock;
   queue.waiting.push_back(operation);
   queue.last = operation;
+  flight_queued(*operation);
   if (settings().mode == Mode::sync) run_until(held, operation);
   if (settings().mode == Mode::threaded) {
     if (!queue.started) {
