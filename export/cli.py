@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def export(source: str, out: Path, as_json: bool, **arguments: Any) -> None:
     SOURCE is a recipe (see 'rocline models'), a Hugging Face folder, a .gguf or .onnx file, or a hub id.
     """
     from rocline.export.progress import Progress
+    from rocline.runtime import fusion_table
 
     started = time.monotonic()
     with Progress(sys.stderr) as progress:
@@ -42,6 +44,8 @@ def export(source: str, out: Path, as_json: bool, **arguments: Any) -> None:
     if as_json:
         click.echo((out / "rocline.json").read_text("utf-8"), nl=False)
         return
+    for line in fusion_table.lines({name: asdict(entry) for name, entry in manifest.fusion.items()}):
+        click.echo(line, err=True)
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"licence: {manifest.source.licence or 'not stated by the source'}", err=True)
