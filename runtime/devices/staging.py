@@ -57,18 +57,17 @@ class Staging:
         """
         size = size_class(nbytes)
         with self._driver.lock:
-            self._collect()
-            while True:
-                fitting = [block for block in self._free if size <= block[1] <= 4 * size]
-                if fitting:
-                    block = min(fitting, key=lambda block: block[1])
-                    self._free.remove(block)
-                    return block
-                if not self._busy or sum(block[1] for block, _ in self._busy) + size <= self._limit:
-                    return self._driver.allocate_pinned(self._device_id, size), size
-                if not _over(self._busy[0][1]):
-                    self._busy[0][1].synchronize()
+            block = self._fitting(size)
+            while block is None:
+                # Whether copies are done is asked only here, since each answer is a call of the runtime.
                 self._collect()
+                block = self._fitting(size)
+                if block is None:
+                    if not self._busy or sum(block[1] for block, _ in self._busy) + size <= self._limit:
+                        return self._driver.allocate_pinned(self._device_id, size), size
+                    if not _over(self._busy[0][1]):
+                        self._busy[0][1].synchronize()
+            return block
 
     def mark(self, block: Pinned, stream: "Stream") -> "Event":
         """Returns an event for what ``stream`` has queued with ``block``; if that fails, the block is free again."""
@@ -97,6 +96,14 @@ class Staging:
                     last_first.callback(event.synchronize)
             self._free.clear()
             self._busy.clear()
+
+    def _fitting(self, size: int) -> Pinned | None:
+        fitting = [block for block in self._free if size <= block[1] <= 4 * size]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda block: block[1])
+        self._free.remove(best)
+        return best
 
     def _collect(self) -> None:
         while self._returned:
