@@ -1,0 +1,120 @@
+"""Models for programs on sessions: what a GPU's streams are tried with, small enough for a simulated device."""
+
+import numpy as np
+import small_models
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+HIDDEN, HEADS, WIDE, VOCABULARY, POSITIONS = 32, 4, 64, 40, 16
+
+
+def matmul(size=32):
+    """y = x @ w, [size, size]: a ring that feeds y back neither grows nor dies."""
+    w = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0].astype(np.float32)
+    return small_models.model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["n", size])],
+        [("y", FLOAT, ["n", size])],
+        [numpy_helper.from_array(w, "w")],
+    )
+
+
+def add_scale(dtype=FLOAT):
+    """y = (a + b) * 0.5, our own kernel."""
+    return small_models.model(
+        [helper.make_node("AddScale", ["a", "b"], ["y"], domain="rocline", scale=0.5)],
+        [(name, dtype, ["n", "m"]) for name in "ab"],
+        [("y", dtype, ["n", "m"])],
+        opsets={"": 17, "rocline": 1},
+    )
+
+
+def chain():
+    """y = ((x @ w) + x) * 0.5 : a kernel of the provider's BLAS, then one of ours."""
+    w = np.linalg.qr(np.random.default_rng(1).standard_normal((32, 32)))[0].astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["t"]),
+        helper.make_node("AddScale", ["t", "x"], ["y"], domain="rocline", scale=0.5),
+    ]
+    return small_models.model(
+        nodes,
+        [("x", FLOAT, ["n", 32])],
+        [("y", FLOAT, ["n", 32])],
+        [numpy_helper.from_array(w, "w")],
+        opsets={"": 17, "rocline": 1},
+    )
+
+
+def reshape():
+    """y = x @ w in the shape that an input asks for, which ONNX Runtime reads on the host; y's shape is unknown."""
+    w = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["t"]), helper.make_node("Reshape", ["t", "shape"], ["y"])]
+    return small_models.model(
+        nodes,
+        [("x", FLOAT, ["n", 8]), ("shape", INT64, ["rank"])],
+        [("y", FLOAT, None)],
+        [numpy_helper.from_array(w, "w")],
+    )
+
+
+def encoder(layers=2):
+    """MiniLM's shape: embeddings, post-norm attention with a mask, erf GELU; mean over the tokens, normalised."""
+    random = np.random.default_rng(3)
+    weights, nodes = [], []
+
+    def weight(name, *shape, scale=0.2):
+        weights.append(numpy_helper.from_array((random.standard_normal(shape) * scale).astype(np.float32), name))
+        return name
+
+    def constant(name, value, dtype):
+        weights.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def node(kind, inputs, output, **attributes):
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def linear(x, name, wide_in, wide_out):
+        product = node("MatMul", [x, weight(f"{name}.w", wide_in, wide_out)], f"{name}.product")
+        return node("Add", [product, weight(f"{name}.b", wide_out)], f"{name}.out")
+
+    def norm(x, name):
+        scale = constant(f"{name}.scale", 1 + random.standard_normal(HIDDEN) / 10, np.float32)
+        return node("LayerNormalization", [x, scale, weight(f"{name}.bias", HIDDEN)], f"{name}.out", axis=-1)
+
+    def heads(x, name):
+        split = node("Reshape", [x, "split"], f"{name}.split")
+        return node("Transpose", [split], f"{name}.heads", perm=[0, 2, 1, 3])
+
+    constant("split", [0, 0, HEADS, HIDDEN // HEADS], np.int64)
+    constant("join", [0, 0, HIDDEN], np.int64)
+    constant("scale", (HIDDEN // HEADS) ** -0.5, np.float32)
+    constant("half", 0.5, np.float32)
+    constant("one", 1, np.float32)
+    constant("root", 2**0.5, np.float32)
+    constant("low", -1e4, np.float32)
+    constant("middle", [1, 2], np.int64)
+    words = node("Gather", [weight("words", VOCABULARY, HIDDEN, scale=1), "input_ids"], "embedded")
+    x = norm(node("Add", [words, weight("positions", 1, HIDDEN)], "placed"), "embeddings")
+    mask = node("Cast", ["attention_mask"], "mask.float", to=FLOAT)
+    mask = node("Sub", ["one", mask], "mask.off")
+    mask = node("Mul", [mask, "low"], "mask.low")
+    mask = node("Unsqueeze", [mask, "middle"], "mask.wide")
+    for layer in range(layers):
+        name = f"layer{layer}"
+        q, k, v = (heads(linear(x, f"{name}.{part}", HIDDEN, HIDDEN), f"{name}.{part}") for part in "qkv")
+        turned = node("Transpose", [k], f"{name}.kt", perm=[0, 1, 3, 2])
+        scores = node("Mul", [node("MatMul", [q, turned], f"{name}.qk"), "scale"], f"{name}.scaled")
+        weighed = node("Softmax", [node("Add", [scores, mask], f"{name}.masked")], f"{name}.probabilities", axis=-1)
+        seen = node("Transpose", [node("MatMul", [weighed, v], f"{name}.seen")], f"{name}.back", perm=[0, 2, 1, 3])
+        joined = node("Reshape", [seen, "join"], f"{name}.joined")
+        x = norm(node("Add", [linear(joined, f"{name}.o", HIDDEN, HIDDEN), x], f"{name}.skip"), f"{name}.norm")
+        wide = linear(x, f"{name}.up", HIDDEN, WIDE)
+        gate = node("Add", [node("Erf", [node("Div", [wide, "root"], f"{name}.d")], f"{name}.erf"), "one"], f"{name}.g")
+        wide = node("Mul", [node("Mul", [wide, gate], f"{name}.gated"), "half"], f"{name}.gelu")
+        x = norm(node("Add", [linear(wide, f"{name}.down", WIDE, HIDDEN), x], f"{name}.skip2"), f"{name}.norm2")
+    pooled, options = ["embedding", "workspace"], {"mode": "mean", "normalize": 1}
+    nodes.append(helper.make_node("PoolNormalize", [x, "attention_mask"], pooled, domain="rocline", **options))
+    ids = [(name, INT64, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")]
+    outputs = [("embedding", FLOAT, ["batch", HIDDEN])]
+    return small_models.model(nodes, ids, outputs, weights, opsets={"": 17, "rocline": 1})
