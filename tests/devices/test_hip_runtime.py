@@ -136,6 +136,12 @@ def test_none_at_all():
     assert opened().startswith(f"{NAME} not found (needed by {PROVIDER}): install the ROCm that this onnxruntime was")
 
 
+def test_without_hip_python(place):
+    message = opened(place("rocm").parent, before="import sys\nsys.modules['rocm'] = None\n")
+    assert message.startswith("hip-python cannot be imported (")
+    assert message.endswith("): run pip install 'rocline[rocm]'")
+
+
 def test_a_library_that_is_none(place):
     broken = place("rocm")
     broken.write_bytes(b"\x7fELF nothing")
