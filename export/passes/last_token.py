@@ -11,8 +11,9 @@ _LOGITS = "logits"
 
 
 class LastToken(Rule):
-    """A marked choice of each row's last token -> ArgMax over its positions, and GatherND.
+    """A marked choice of each row's last token -> ArgMax over its positions, and GatherND or GatherElements.
 
+    GatherElements, which wants an index for each element, serves where the target has no GatherND of the dtype.
     The projection to logits behind it becomes one product of matrices [B, n] and [n, vocabulary]. Where the weight is
     the embedding [vocabulary, n] transposed, it is Gemm's transB: a runtime that folds the Transpose would hold the
     largest tensor of a small model twice.
@@ -26,21 +27,29 @@ class LastToken(Rule):
         matched = 0
         for node in list(model.graph):
             if (node.domain, node.op_type) == (MARKERS, "LastToken"):
-                _choose(node, model.graph)
+                _choose(node, model.graph, context)
                 matched += 1
         if matched:
             _one_position(model.graph)
         return Outcome(self.name, self.made, matched)
 
 
-def _choose(node: ir.Node, graph: ir.Graph) -> None:
+def _choose(node: ir.Node, graph: ir.Graph, context: Context) -> None:
     hidden, position_ids = node.inputs
     assert hidden is not None
     # Positions fit float32 exactly up to 2^24; ROCm has no ArgMax of integers.
     (positions,) = insert(node, "Cast", [position_ids], {"to": ir.DataType.FLOAT})
     (last,) = insert(node, "ArgMax", [positions], {"axis": 1, "keepdims": 1})
-    (chosen,) = insert(node, "GatherND", [hidden, last], {"batch_dims": 1})
     axes = rewriting.initializer(graph, "token_axis", np.array([1], np.int64))
+    width = columns(hidden)
+    if context.runs("GatherND") or width is None:
+        (chosen,) = insert(node, "GatherND", [hidden, last], {"batch_dims": 1})
+    else:
+        sizes = rewriting.initializer(graph, "token_sizes", np.array([1, 1, width], np.int64))
+        (place,) = insert(node, "Unsqueeze", [last, axes])
+        (places,) = insert(node, "Expand", [place, sizes])
+        (kept,) = insert(node, "GatherElements", [hidden, places], {"axis": 1})
+        (chosen,) = insert(node, "Squeeze", [kept, axes])
     chosen.type = hidden.type
     if hidden.shape is not None:
         chosen.shape = ir.Shape([hidden.shape[0], hidden.shape[-1]])
