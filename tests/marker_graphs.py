@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import marker_operators
@@ -32,6 +32,7 @@ def graph(
     inputs: dict[str, tuple[Any, list[int | str]]],
     outputs: dict[str, list[int | str]],
     constants: dict[str, Any] | None = None,
+    values: dict[str, list[int | str]] | None = None,
 ) -> Graph:
     """Makes a graph.
 
@@ -40,6 +41,7 @@ def graph(
         inputs: name -> (array to feed, shape).
         outputs: name -> shape.
         constants: name -> array.
+        values: name -> shape, of values inside that the tracer tells it of.
     """
     made = [
         helper.make_node(op, ins, outs, f"node_{index}", domain=MARKERS if op in _MARKERS else "", **dict(*more))
@@ -51,6 +53,9 @@ def graph(
         [helper.make_tensor_value_info(name, _DTYPES[array.dtype], shape) for name, (array, shape) in inputs.items()],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [onnx.numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+        value_info=[
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (values or {}).items()
+        ],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MARKERS, 1)]
     model = helper.make_model(proto, opset_imports=opsets, ir_version=10)
@@ -88,12 +93,22 @@ def context(target: str = "rocm", dtype: str = "fp32") -> Context:
     return passes.context_for(targets.load(target), dtype)
 
 
+def sampling(given: Context) -> Context:
+    """The same, where a sampling head is asked for."""
+    return replace(given, sampling_head=True)
+
+
 def apply(marked: Graph, *rules: Rule, given: Context | None = None) -> Lowered:
     """Runs rules over a graph whose shapes are known, as the pipeline does."""
     model = ir.from_proto(marked.model)
     first = (idle_nodes.IdleNodes(), shapes.KnownSizes())
     outcomes = passes.apply(model, (*first, *rules, tidying.Tidy()), given or context())
     return Lowered(outcomes[len(first) : -1], model)
+
+
+def serialized(lowered: Lowered) -> bytes:
+    """Returns the lowered graph's ONNX file."""
+    return bytes(ir.to_proto(lowered.model).SerializeToString())
 
 
 def deviation(marked: Graph, lowered: Lowered, tmp_path: Any) -> dict[str, float]:

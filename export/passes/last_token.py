@@ -69,8 +69,14 @@ def _product(x: ir.Value, product: ir.Node) -> ir.Value:
     weight = product.inputs[1]
     transpose = producer(weight, "Transpose")
     if transpose is None:
-        return insert(product, "MatMul", [x, weight])[0]
-    return insert(product, "Gemm", [x, transpose.inputs[0]], {"transB": 1})[0]
+        (logits,) = insert(product, "MatMul", [x, weight])
+    else:
+        (logits,) = insert(product, "Gemm", [x, transpose.inputs[0]], {"transB": 1})
+    words = product.outputs[0].shape
+    logits.type = x.type
+    if x.shape is not None and words is not None:
+        logits.shape = ir.Shape([x.shape[0], words[-1]])
+    return logits
 
 
 def _is_matrix(weight: ir.Value | None) -> bool:
