@@ -45,6 +45,22 @@ def chain():
     )
 
 
+def rotation():
+    """y = (t + t) * 0.5 with t = x @ w, which turns x: a long ring of it shows every step that is missing."""
+    w = np.linalg.qr(np.random.default_rng(4).standard_normal((32, 32)))[0].astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["t"]),
+        helper.make_node("AddScale", ["t", "t"], ["y"], domain="rocline", scale=0.5),
+    ]
+    return small_models.model(
+        nodes,
+        [("x", FLOAT, ["n", 32])],
+        [("y", FLOAT, ["n", 32])],
+        [numpy_helper.from_array(w, "w")],
+        opsets={"": 17, "rocline": 1},
+    )
+
+
 def reshape():
     """y = x @ w in the shape that an input asks for, which ONNX Runtime reads on the host; y's shape is unknown."""
     w = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)

@@ -29,6 +29,8 @@ from rocline.runtime.ort_binding import Arena
 from rocline.runtime.providers import PROVIDERS, Provider
 
 PROGRAMS = {}
+# A CUDA provider rounds a product's factors to 10 bits unless told otherwise.
+EXACT = {"cuda": {"use_tf32": False}}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3}
 
 
@@ -55,7 +57,9 @@ class Bench:
 
     def session(self, proto, **arguments):
         path = proto if isinstance(proto, Path) else self.save(proto)
-        session = self._open.enter_context(rocline.Session(path, [self.provider.name], strict=True, **arguments))
+        options = {**EXACT.get(self.provider.name, {}), **arguments.pop("options", {})}
+        session = rocline.Session(path, [self.provider.name], strict=True, options=options, **arguments)
+        self._open.enter_context(session)
         assert session.report.active[0] == self.provider.ort_name, session.report
         assert session.device.kind == self.provider.backend
         return session
@@ -443,6 +447,25 @@ def a_run_that_fails(bench):
         bound.run()
         close_to(bound.outputs["y"].numpy(), cpu.run({"x": x, "shape": np.array([16, 2])})["y"])
     assert session.report.active == tuple(session.ort.get_providers())
+
+
+@program
+def out_of_memory(bench):
+    """The CPU runs, and the report says why; strict raises."""
+    path, options = bench.save(models.matmul(1024)), {"memory_limit": 1 << 20}
+    with rocline.Session(path, [bench.provider.name], options=options) as session:
+        assert session.report.active == ("CPUExecutionProvider",), session.report
+        (fallback,) = session.report.fallbacks
+        assert fallback.provider == bench.provider.ort_name
+        assert "memory" in fallback.reason, fallback.reason
+        assert session.run({"x": random(1, 1024)})["y"].shape == (1, 1024)
+    try:
+        rocline.Session(path, [bench.provider.name], options=options, strict=True)
+    except rocline.ProviderError as error:
+        assert str(error).startswith(f"strict: {bench.provider.ort_name} cannot run here"), error
+        assert "\n" not in str(error)
+    else:
+        raise AssertionError("strict took the CPU")
 
 
 @program
