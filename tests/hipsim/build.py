@@ -112,9 +112,9 @@ def _compile(compile_with: list[str], source: Path, shared: bytes) -> Path:
 
 def _stubs(library: Library, symbols: list[tuple[str, str]]) -> str:
     """Weak definitions of all that the provider wants: those that a source defines take their place."""
-    lines = ['extern "C" void hipsim_unimplemented(const char*);']
+    lines = ['extern "C" int hipsim_unimplemented(const char*, int);']
     for name, _ in symbols:
-        body = f'{{ hipsim_unimplemented("{name}"); return {library.unsupported}; }}'
+        body = f'{{ return hipsim_unimplemented("{name}", {library.unsupported}); }}'
         lines.append(f'extern "C" __attribute__((weak, visibility("default"))) int {name}() {body}')
     return "\n".join(lines) + "\n"
 

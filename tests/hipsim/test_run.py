@@ -95,6 +95,8 @@ def test_a_function_that_is_not_simulated_is_named():
     done = mistake("calls_what_is_not_simulated")
     assert (done.status, done.output) == (FINDINGS, "6\n")
     assert done.findings == ["unimplemented: miopenLRNForward is called, which hipsim does not simulate"]
+    injected = mistake("calls_what_is_not_simulated", HIPSIM_FAIL="miopenLRNForward:1:3")
+    assert (injected.status, injected.output) == (0, "3\n")
 
 
 def test_failures_are_injected_by_function_and_number():

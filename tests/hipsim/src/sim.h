@@ -77,6 +77,3 @@ bool alive(const char* kind, const void* object);
 bool emulate(const std::string& name, Dim3 grid, Dim3 block, void** arguments, Task& task);
 
 }  // namespace hipsim
-
-// A function not simulated that was called all the same: says so and ends the process.
-HIPSIM_API void hipsim_abort(const char* function) __attribute__((noreturn));

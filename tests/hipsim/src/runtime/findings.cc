@@ -69,12 +69,9 @@ HIPSIM_API std::size_t hipsim_take_findings(char* buffer, std::size_t size) {
   return length;
 }
 
-// What a function answers that build.py stubbed; MIOpen, hipFFT and the others have codes of their own.
-HIPSIM_API void hipsim_unimplemented(const char* function) {
-  hipsim::call(function, nullptr, "unimplemented");
+// What a function that build.py stubbed returns: the code that was injected, or else `unsupported`, after a finding.
+HIPSIM_API int hipsim_unimplemented(const char* function, int unsupported) {
+  if (const int injected = hipsim::call(function, __builtin_return_address(0), "")) return injected;
   hipsim::finding("unimplemented", "%s is called, which hipsim does not simulate", function);
-}
-HIPSIM_API void hipsim_abort(const char* function) {
-  hipsim_unimplemented(function);
-  std::abort();
+  return unsupported;
 }
