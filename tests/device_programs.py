@@ -168,6 +168,17 @@ def a_foreign_stream_takes_part(device):
     driver.destroy_stream(handle)
 
 
+@program
+def the_null_stream_takes_part(device):
+    """It does not synchronise with ours, so it needs events as any other does."""
+    stream, null = device.create_stream(), device.foreign_stream(0)
+    buffer = device.upload(numbers(1), stream=stream)
+    copy = device.allocate((SIZE,), np.float32, stream=null)
+    copy.copy_from(buffer, stream=null)
+    buffer.fill(0, stream=stream)
+    np.testing.assert_array_equal(copy.numpy(stream=stream), numbers(1))
+
+
 def _announced(buffer, stream):
     buffer.use(stream, write=True)
     return stream.handle

@@ -233,14 +233,21 @@ class Device(Closing):
             else:
                 self._users.add(item)
 
-    def take_event(self) -> int:
-        """Returns the handle of an event that nobody uses."""
-        try:
-            return self._idle_events.pop()
-        except IndexError:
-            handle = self.driver.create_event(self.device_id)
-            self._events.add(handle)
-            return handle
+    def record(self, stream: int) -> "Event":
+        """Returns an event that stands for all that was queued so far on a stream of this device, by its handle."""
+        self.check_open()
+        with self.driver.lock:
+            try:
+                handle = self._idle_events.pop()
+            except IndexError:
+                handle = self.driver.create_event(self.device_id)
+                self._events.add(handle)
+            try:
+                self.driver.record_event(handle, stream)
+            except BaseException:
+                self.give_back_event(handle)
+                raise
+        return Event(self, handle, owned=True)
 
     def give_back_event(self, handle: int) -> None:
         """Takes back an event; what waits for it already goes on waiting for what it stood for."""
@@ -287,15 +294,7 @@ class Stream(Closing):
     def record(self) -> "Event":
         """Returns an event that stands for all that was queued so far."""
         self.check_open()
-        device = self.device
-        with device.driver.lock:
-            handle = device.take_event()
-            try:
-                device.driver.record_event(handle, self.handle)
-            except BaseException:
-                device.give_back_event(handle)
-                raise
-        return Event(device, handle, owned=True)
+        return self.device.record(self.handle)
 
     def wait(self, other: "Event | Stream") -> None:
         """Lets what is queued here from now on wait, on the device, for an event, or for what a stream has queued.
@@ -315,7 +314,9 @@ class Stream(Closing):
             with self.device.driver.lock:
                 self.device.driver.wait_event(self.handle, other.handle)
             return
-        with self.device.driver.lock, other.record() as event:
+        # An event is recorded on its own device; where it can, this one lends it, since the other may be closed.
+        device = self.device if self.device.same_as(other.device) else other.device
+        with device.driver.lock, device.record(other.handle) as event:
             self.device.driver.wait_event(self.handle, event.handle)
 
     def close(self) -> None:

@@ -136,10 +136,17 @@ class GpuDriver(Driver):
         graph = self._call("StreamEndCapture", stream)
         try:
             made = self._call("GraphInstantiate", graph, 0)
-            # HIP's gives the place of an error too.
-            return int(made[0] if isinstance(made, tuple) else made)
-        finally:
+        except BaseException:
             self._call("GraphDestroy", graph)
+            raise
+        # HIP's gives the place of an error too.
+        executable = int(made[0] if isinstance(made, tuple) else made)
+        try:
+            self._call("GraphDestroy", graph)
+        except BaseException:
+            self.destroy_graph(executable)
+            raise
+        return executable
 
     def abandon_capture(self, stream: int) -> None:
         """Ends the recording; a capture that a call broke says so here, once more."""

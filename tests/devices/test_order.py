@@ -198,6 +198,20 @@ def test_two_devices_of_one_number_are_the_same(driver, device, streams):
         np.testing.assert_array_equal(target.numpy(), np.arange(4.0))
 
 
+def test_streams_of_another_library_outlive_the_device_that_knew_them(driver, device, streams):
+    theirs = driver.create_stream(0)
+    with driver.device() as closed:
+        foreign = closed.foreign_stream(theirs)
+        buffer = device.upload(np.arange(4.0), stream=foreign)
+    np.testing.assert_array_equal(buffer.numpy(stream=streams[0]), np.arange(4.0))
+    with pytest.raises(DeviceError, match="hip:0: closed"):
+        foreign.record()
+    buffer.close()
+    device.allocate(32, stream=streams[1]).numpy()
+    driver.synchronize_stream(theirs)
+    driver.destroy_stream(theirs)
+
+
 def test_the_host_cannot_see_a_devices_memory(device, streams):
     buffer = device.allocate(4, stream=streams[0])
     with pytest.raises(DeviceError, match=r"the host cannot see this memory; numpy\(\) copies it"):
