@@ -1,4 +1,7 @@
-"""Marked activations that gate nothing: the operator that the target has, or the standard operators it is made of."""
+"""Marked activations that gate nothing: the standard operators they are made of.
+
+What a target has of GELU in one operator, `rocline.export.passes.gelu` puts in their place, with the bias before it.
+"""
 
 from collections.abc import Callable
 
@@ -8,14 +11,12 @@ import onnx_ir as ir
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import MARKERS, Context, Outcome, Refusal, Rule, insert
 
-_CONTRIB = "com.microsoft"
-
 
 class Activations(Rule):
-    """SiLU and GELU: one contributed operator where the target has it in the dtype, else a few standard ones."""
+    """SiLU and GELU in standard operators; SiLU in one, where the target has QuickGelu, of which it is a case."""
 
     name = "activations"
-    made = "Gelu"
+    made = "Sigmoid, Erf, Tanh"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Rewrites every marked activation of the main graph."""
@@ -23,27 +24,18 @@ class Activations(Rule):
         for node in list(model.graph):
             if (node.domain, node.op_type) != (MARKERS, "Activation"):
                 continue
-            kind = node.attributes["kind"].as_string()
-            if kind not in _FUSED:
+            kind, x = node.attributes["kind"].as_string(), node.inputs[0]
+            if kind not in _FORMULAS:
                 refused.append(Refusal(node.name or "", f"activation {kind!r} is not known"))
                 continue
-            op_type, attributes = _FUSED[kind]
-            x = node.inputs[0]
             assert x is not None
-            if context.runs(op_type, _CONTRIB):
-                (y,) = insert(node, op_type, [x], attributes, domain=_CONTRIB)
+            if kind == "silu" and context.runs("QuickGelu", "com.microsoft"):
+                (y,) = insert(node, "QuickGelu", [x], {"alpha": 1.0}, domain="com.microsoft")
             else:
-                y = _APART[kind](node, x)
+                y = _FORMULAS[kind](node, x)
             rewriting.replace(node.outputs[0], y)
             matched += 1
         return Outcome(self.name, self.made, matched, tuple(refused))
-
-
-_FUSED: dict[str, tuple[str, dict[str, float]]] = {
-    "silu": ("QuickGelu", {"alpha": 1.0}),
-    "gelu": ("Gelu", {}),
-    "gelu_tanh": ("FastGelu", {}),
-}
 
 
 def _number(node: ir.Node, value: float) -> ir.Value:
@@ -79,7 +71,7 @@ def _half_of_one_plus(node: ir.Node, x: ir.Value, y: ir.Value) -> ir.Value:
     return insert(node, "Mul", [half, sum_])[0]
 
 
-_APART: dict[str, Callable[[ir.Node, ir.Value], ir.Value]] = {
+_FORMULAS: dict[str, Callable[[ir.Node, ir.Value], ir.Value]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,

@@ -11,6 +11,7 @@ from rocline.custom_ops.sample_token.rule import SamplingHead
 from rocline.custom_ops.skip_rms_norm.rule import PutIn as Norm
 from rocline.custom_ops.swi_glu.rule import RULES as GATES
 from rocline.export.passes.activations import Activations
+from rocline.export.passes.gelu import Gelu
 from rocline.export.passes.idle_nodes import IdleNodes, IdleReshapes
 from rocline.export.passes.last_token import LastToken
 
@@ -170,9 +171,21 @@ def act(kind):
 @pytest.mark.parametrize("target", ["rocm", "portable"])
 def test_an_activation_is_what_the_target_has(kind, fused, apart, target, tmp_path):
     marked = act(kind)
-    lowered = apply(marked, Activations(), given=context(target))
+    lowered = apply(marked, Activations(), Gelu(), given=context(target))
     assert lowered.outcomes[0].matched == 1
     assert lowered.operators == (fused if target == "rocm" else apart)
+    assert deviation(marked, lowered, tmp_path)["y"] <= TOLERANCE
+
+
+def test_a_bias_goes_into_the_activation(tmp_path):
+    marked = graph(
+        [("Add", ["x", "bias"], ["biased"]), ("Activation", ["biased"], ["y"], {"kind": "gelu"})],
+        {"x": hidden()},
+        {"y": X},
+        {"bias": randn(HIDDEN)},
+    )
+    lowered = apply(marked, Activations(), Gelu())
+    assert lowered.operators == {"BiasGelu": 1}
     assert deviation(marked, lowered, tmp_path)["y"] <= TOLERANCE
 
 
