@@ -7,10 +7,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime import OrtValue
 from transformers import AutoModelForCausalLM
 
 from rocline import Generator
 from rocline.errors import InputError, ModelError, RoclineError
+from rocline.runtime.devices import Buffer
 
 PROMPT = "The quick brown fox jumps over"
 
@@ -39,12 +41,13 @@ def reference_tokens(folder, ids, new):
 
 def live_tensors():
     gc.collect()
-    return sum(type(item).__name__ == "OrtValue" for item in gc.get_objects())
+    return sum(type(item) is OrtValue or (type(item) is Buffer and not item.closed) for item in gc.get_objects())
 
 
-@pytest.fixture(scope="module")
-def generator(tiny_decoder):
-    with Generator(tiny_decoder("llama")[1]) as generator:
+@pytest.fixture(scope="module", params=["static", "growing"])
+def generator(request, tiny_decoder):
+    """A tiny Llama in either layout of its cache."""
+    with Generator(tiny_decoder("llama", cache=request.param)[1]) as generator:
         yield generator
 
 
@@ -55,20 +58,23 @@ def endless_generator(endless):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 128])
+@pytest.mark.parametrize("cache", ["static", "growing"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
-def test_greedy_tokens_are_those_of_transformers_whatever_the_prefill_chunk(kind, chunk, tiny_decoder):
-    source, folder = tiny_decoder(kind)
+def test_greedy_tokens_are_those_of_transformers_whatever_the_prefill_chunk(kind, cache, chunk, tiny_decoder):
+    source, folder = tiny_decoder(kind, cache=cache)
     with Generator(folder, prefill_chunk=chunk) as generator:
+        assert generator._decoder.interface.static == (cache == "static")
         result = generator.generate(PROMPT, max_new_tokens=40)
         expected = reference_tokens(source, generator.tokenizer.encode(PROMPT), 40)
     assert list(result.tokens) == expected
     assert result.prompt_tokens == len(PROMPT)
 
 
-def test_half_precision_models_generate(tiny_decoder):
-    folder = tiny_decoder("llama", dtype="fp16")[1]
+@pytest.mark.parametrize("cache", ["static", "growing"])
+def test_half_precision_models_generate(cache, tiny_decoder):
+    folder = tiny_decoder("llama", dtype="fp16", cache=cache)[1]
     with Generator(folder) as generator:
-        assert generator._decoder.empty_cache["past_key_values.0.key"].dtype == np.float16
+        assert generator._decoder.interface.inputs["past_key_values.0.key"].dtype == "float16"
         result = generator.generate(PROMPT, max_new_tokens=20, temperature=0.8, seed=1)
     assert len(result.tokens) == 20
 
@@ -141,6 +147,27 @@ def test_the_context_bounds_prompt_and_answer(tiny_decoder, tmp_path):
             generator.stream("x" * 256)
 
 
+@pytest.mark.parametrize("cache", ["static", "growing"])
+def test_the_capacity_bounds_prompt_and_answer(cache, tiny_decoder):
+    folder = tiny_decoder("gpt2", cache=cache)[1]
+    with Generator(folder, capacity=40) as generator:
+        result = generator.generate("x" * 33, max_new_tokens=100)
+        assert (len(result.tokens), result.finish_reason) == (7, "length")
+        with pytest.raises(InputError, match="the prompt is 40 tokens, expected fewer than the capacity of 40"):
+            generator.stream("x" * 40)
+    with Generator(folder) as generator:
+        assert generator.generate("x" * 33, max_new_tokens=7).tokens == result.tokens
+
+
+@pytest.mark.parametrize(
+    ("capacity", "message"),
+    [(0, "capacity is 0, expected a whole number from 1 up"), (257, "expected at most the model's context of 256")],
+)
+def test_a_capacity_that_cannot_be_is_refused(capacity, message, tiny_decoder):
+    with pytest.raises(InputError, match=message):
+        Generator(tiny_decoder("gpt2")[1], capacity=capacity)
+
+
 def test_an_empty_prompt_starts_from_the_bos_token(generator, tiny_decoder, tmp_path):
     expected = reference_tokens(tiny_decoder("llama")[0], [generator.config.bos_id], 8)
     assert list(generator.generate("", max_new_tokens=8).tokens) == expected
@@ -161,9 +188,9 @@ def test_streams_open_at_once_do_not_disturb_each_other(endless_generator):
 
 
 @pytest.mark.parametrize("leave", ["close", "with", "drop", "exception"])
-def test_leaving_early_frees_the_cache(leave, endless_generator):
+def test_leaving_early_frees_the_cache(leave, generator):
     before = live_tensors()
-    stream = endless_generator.stream(PROMPT, max_new_tokens=1000)
+    stream = generator.stream(PROMPT, max_new_tokens=1000)
     next(stream)
     assert live_tensors() > before
     if leave == "close":
@@ -199,12 +226,13 @@ def test_a_closed_generator_says_so_and_closes_twice(tiny_decoder):
         generator.generate(PROMPT)
 
 
-def test_logits_that_are_no_numbers_are_an_error_that_names_the_place(tiny_decoder, tmp_path):
+@pytest.mark.parametrize("cache", ["static", "growing"])
+def test_logits_that_are_no_numbers_are_an_error_that_names_the_place(cache, tiny_decoder, tmp_path):
     def poison(model):
         (weight,) = [w for w in model.graph.initializer if w.name == "model.norm.weight"]
         weight.CopyFrom(numpy_helper.from_array(np.full(tuple(weight.dims), np.nan, np.float32), weight.name))
 
-    folder = copied(tiny_decoder("llama")[1], tmp_path / "model", edit_model=poison)
+    folder = copied(tiny_decoder("llama", cache=cache)[1], tmp_path / "model", edit_model=poison)
     with Generator(folder) as generator, pytest.raises(ModelError, match="the largest logit after token 30 is nan"):
         generator.generate(PROMPT)
 
@@ -247,3 +275,53 @@ def test_a_chat_is_the_prompt_that_the_template_makes(endless_generator):
     assert endless_generator.chat_template.render(messages) == "[user: Hi]"
     answer = endless_generator.chat(messages, max_new_tokens=12)
     assert answer.tokens == endless_generator.generate("[user: Hi]", max_new_tokens=12).tokens
+
+
+def test_a_conversation_computes_only_what_is_new(endless_generator):
+    def ask(messages, cache=None):
+        return endless_generator.chat(messages, max_new_tokens=9, cache=cache)
+
+    first = [{"role": "user", "content": "one two three"}]
+    with endless_generator.prefix_cache() as cache:
+        answer = ask(first, cache)
+        assert (answer.tokens, answer.reused_tokens) == (ask(first).tokens, 0)
+        second = [*first, {"role": "assistant", "content": "other words"}, {"role": "user", "content": "four"}]
+        again = ask(second, cache)
+        shared = len("[user: one two three]")
+        assert shared <= again.reused_tokens < again.prompt_tokens
+        assert again.tokens == ask(second).tokens
+        # All of the prompt is there; its last token is computed again for its logits.
+        assert ask(second, cache).reused_tokens == again.prompt_tokens - 1
+
+
+def test_a_growing_cache_goes_on_where_it_ended_and_nowhere_else(tiny_decoder):
+    with Generator(tiny_decoder("llama", cache="growing")[1]) as generator, generator.prefix_cache() as cache:
+        # The first new token is never computed with.
+        generator.generate(PROMPT, max_new_tokens=1, cache=cache)
+        continued = generator.generate(f"{PROMPT} and", max_new_tokens=4, cache=cache)
+        assert continued.reused_tokens == len(PROMPT)
+        assert continued.tokens == generator.generate(f"{PROMPT} and", max_new_tokens=4).tokens
+        other = generator.generate(PROMPT[:9], max_new_tokens=4, cache=cache)
+        assert (other.reused_tokens, other.tokens) == (0, generator.generate(PROMPT[:9], max_new_tokens=4).tokens)
+
+
+def test_a_cache_that_another_stream_uses_is_refused_until_that_is_closed(endless_generator):
+    cache = endless_generator.prefix_cache()
+    with endless_generator.stream(PROMPT, max_new_tokens=50, cache=cache) as stream:
+        next(stream)
+        with pytest.raises(InputError, match="cache: another stream is using it"):
+            endless_generator.generate(PROMPT, cache=cache)
+    assert endless_generator.generate(PROMPT, max_new_tokens=1, cache=cache).reused_tokens == len(PROMPT) - 1
+    cache.close()
+
+
+def test_a_sampling_head_gives_the_same_greedy_tokens(tiny_decoder):
+    source, folder = tiny_decoder("llama", sampling_head=True)
+    with Generator(folder) as generator:
+        assert generator._decoder.interface.head
+        ids = generator.tokenizer.encode(PROMPT)
+        assert list(generator.generate(PROMPT, max_new_tokens=40).tokens) == reference_tokens(source, ids, 40)
+        sampled = [
+            generator.generate(PROMPT, max_new_tokens=20, temperature=1.5, seed=seed).tokens for seed in (1, 1, 2)
+        ]
+        assert sampled[0] == sampled[1] != sampled[2]
