@@ -25,6 +25,9 @@ _LINE = re.compile(r"(?:\x1b\[[\d;]*m)?\d{4}-\d\d-\d\d [\d:.]+ \[([VIWEF]):onnxr
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _SOURCE = re.compile(r"\S+\.(?:cc|cpp|h|hpp|cu):\d+ ")
 _INSIDE_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
+# "[with ERRTYPE = hipError_t; ...] HIP failure 2: hipErrorOutOfMemory ; GPU=0 ; ... ; expr=hipMalloc(&p, size); "
+_SIGNATURE = re.compile(r"(?:\[with ERRTYPE = [^\]]*\] )+(?=\w+ failure )")
+_DEVICE_ERROR = re.compile(r"(\w+ failure -?\d+: [^;]*?) ; GPU=.*? ; expr=([^(;]+)[^;]*(?:; ?|$)")
 _PROVIDER_ERROR = re.compile(r"^EP Error (.*?)\s+when using \[", re.MULTILINE | re.DOTALL)
 _descriptor = threading.Lock()
 
@@ -99,6 +102,7 @@ def essence(error: Exception | str) -> str:
     *_, line = _INSIDE_NODE.sub(r"\n\1 node '\2': ", line).rpartition("\n")
     while match := _SOURCE.search(line):
         line = line[: match.start()] + _after_signature(line[match.end() :], whole=match[0].startswith("/"))
+    line = _DEVICE_ERROR.sub(r"\1 in \2", _SIGNATURE.sub("", line))
     return line.strip()
 
 

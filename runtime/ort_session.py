@@ -148,6 +148,16 @@ class Plan:
             raise RoclineError(f"{self.path}: needs rocline's custom operators: {essence(error)}") from error
 
 
+def free(session: Any) -> None:
+    """Frees what an onnxruntime.InferenceSession wraps, whoever still has the Python object.
+
+    While the error of a run is handled, its traceback has it in a frame. Each of these keeps the wrapped object.
+    """
+    for name in ("sess", "sess_options", "inputs_meta", "outputs_meta", "overridable_initializers", "model_meta"):
+        setattr(session, f"_{name}", None)
+    session._profiling_start_time_ns = None
+
+
 def _save(path: Path, config: Any) -> None:
     config.optimized_model_filepath = str(path)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rocline.errors import InputError, RoclineError
-from rocline.runtime import onnx_file, probe
+from rocline.runtime import onnx_file, ort_session, probe
 from rocline.runtime import options as session_options
 from rocline.runtime.bound_tensors import in_buffers
 from rocline.runtime.inputs import InputCheck
@@ -291,6 +291,8 @@ class Session:
 
     def _free(self) -> None:
         """Drops ONNX Runtime's session, which uses the stream until it is gone: no closed binding may keep it."""
+        if self._ort is not None:
+            ort_session.free(self._ort)
         self._ort = None
         bindable = self.__dict__.pop("_bindable", None)
         if bindable is not None:
