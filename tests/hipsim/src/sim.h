@@ -18,7 +18,9 @@
 struct Stream;
 using hipStream_t = Stream*;
 
-namespace hipsim __attribute__((visibility("default"))) {
+// What follows is seen by the other libraries.  (An attribute of the namespace would reach the definitions in GCC only.)
+#pragma GCC visibility push(default)
+namespace hipsim {
 
 // A range of memory that a task reads or writes.
 struct Access {
@@ -77,3 +79,4 @@ bool alive(const char* kind, const void* object);
 bool emulate(const std::string& name, Dim3 grid, Dim3 block, void** arguments, Task& task);
 
 }  // namespace hipsim
+#pragma GCC visibility pop
