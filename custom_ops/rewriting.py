@@ -68,6 +68,8 @@ class Context:
         provider: the target's execution provider, by ONNX Runtime's name.
         custom_ops: whether the target runs rocline's own operators: without it no rule of an op is applied.
         sampling_head: whether a decoder shall choose its next token itself.
+        pooling: how an encoder shall make one vector of a text: PoolNormalize's mode, and whether its length is made 1;
+            None for not at all.
     """
 
     dtype: str
@@ -75,6 +77,7 @@ class Context:
     provider: str
     custom_ops: bool = True
     sampling_head: bool = False
+    pooling: tuple[str, bool] | None = None
 
 
 class Rule(ABC):

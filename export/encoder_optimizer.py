@@ -98,8 +98,8 @@ def _save(model: "onnx.ModelProto", path: Path) -> None:
     import onnx
 
     data = path.with_name(path.name + ".data")
+    graph_files.remove(path)
     if model.ByteSize() > graph_files.MAX_INLINE_BYTES:
-        data.unlink(missing_ok=True)
         onnx.save_model(model, path, save_as_external_data=True, location=data.name)
     else:
         path.write_bytes(model.SerializeToString())

@@ -28,7 +28,7 @@ class Fused:
     notes: tuple[str, ...] = ()
 
 
-def fuse(file: Path, config: Any, target: Target, dtype: str) -> Fused:
+def fuse(file: Path, config: Any, target: Target, dtype: str, *, pooling: tuple[str, bool] | None = None) -> Fused:
     """Fuses an fp32 file in place, with ONNX Runtime's optimizer where it is known to help and the target runs it.
 
     Args:
@@ -36,6 +36,7 @@ def fuse(file: Path, config: Any, target: Target, dtype: str) -> Fused:
         config: of the transformers model.
         target: the runtime the file is for.
         dtype: what the file is converted to afterwards.
+        pooling: of a sentence embedder, from `rocline.export.sentences.pooling`.
     """
     before = fusion_report.count_nodes(file)
     optimized = encoder_optimizer.optimize(
@@ -48,7 +49,7 @@ def fuse(file: Path, config: Any, target: Target, dtype: str) -> Fused:
     )
     model = ir.load(file)
     ir.external_data.load_to_model(model)
-    outcomes = passes.run(model, target, dtype)
+    outcomes = passes.run(model, target, dtype, pooling=pooling)
     graph_files.save(model, file)
     return Fused((*optimized, *outcomes), before)
 

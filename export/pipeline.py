@@ -136,7 +136,7 @@ def export_model(
 def _export(request: _Request, folder: Path) -> Manifest:
     checkpoint, target, report = request.checkpoint, request.target, request.progress
     report("importing PyTorch, transformers and Optimum")
-    from rocline.export import companions, fitting, fusion_report, optimum_export, reference, samples
+    from rocline.export import companions, fitting, fusion_report, optimum_export, reference, samples, sentences
 
     config = checkpoint.config()
     optimum_export.check_config(checkpoint, config, trust_remote_code=request.trust_remote_code)
@@ -148,10 +148,13 @@ def _export(request: _Request, folder: Path) -> Manifest:
     if inputs.seeded:
         notes.append(f"compared on {inputs.description}")
     report(f"exporting {type(model).__name__} to ONNX")
-    onnx_files, fused = _trace(request, model, task, folder, notes)
+    pooling = None
+    if checkpoint.sentence_embedder and task == "feature-extraction" and target.custom_ops:
+        pooling = sentences.pooling(folder)
+    onnx_files, fused = _trace(request, model, task, folder, notes, pooling)
     report("running PyTorch")
     with quiet():
-        cases = reference.cases(model, task, inputs, onnx_files)
+        cases = reference.cases(model, task, inputs, onnx_files, pooling=pooling)
         report(f"fitting the graph to {target.name}")
         for name, file in onnx_files.items():
             own = [case for case in cases if case.model == name]
@@ -175,7 +178,7 @@ def _export(request: _Request, folder: Path) -> Manifest:
 
 
 def _trace(
-    request: _Request, model: Any, task: str, folder: Path, notes: list[str]
+    request: _Request, model: Any, task: str, folder: Path, notes: list[str], pooling: tuple[str, bool] | None
 ) -> tuple[dict[str, Path], dict[str, "Fused"]]:
     """Traces and fuses the model; returns its fp32 files and what was done to each, by name. Adds to ``notes``."""
     from rocline.export import fitting, fusion_report, markers, optimum_export, static_decoder
@@ -199,7 +202,7 @@ def _trace(
         fused = {file.name: fitting.Fused(tuple(refused), fusion_report.count_nodes(file)) for file in files}
     else:
         request.progress(f"fusing the graph for {target.name}")
-        fused = {file.name: fitting.fuse(file, model.config, target, request.dtype) for file in files}
+        fused = {file.name: fitting.fuse(file, model.config, target, request.dtype, pooling=pooling) for file in files}
     return {file.name: file for file in files}, fused
 
 

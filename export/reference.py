@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rocline.errors import ExportError
-from rocline.export import static_reference
+from rocline.export import sentences, static_reference
 from rocline.export.samples import Samples
 from rocline.runtime.manifest import OnnxModel, TensorSpec
 
@@ -54,7 +54,14 @@ class Case:
     root: Any = field(default=None, compare=False)
 
 
-def cases(torch_model: Any, task: str, samples: Samples, onnx_files: dict[str, Path]) -> list[Case]:
+def cases(
+    torch_model: Any,
+    task: str,
+    samples: Samples,
+    onnx_files: dict[str, Path],
+    *,
+    pooling: tuple[str, bool] | None = None,
+) -> list[Case]:
     """Returns the runs that show whether ONNX files follow a torch model.
 
     Args:
@@ -64,6 +71,7 @@ def cases(torch_model: Any, task: str, samples: Samples, onnx_files: dict[str, P
         onnx_files: paths by file name. A decoder with a cache gets, for each batch, a prefill with an empty cache and a
             decode step with the cache that PyTorch made there; one whose cache has a fixed size also gets the second
             half of a prefill in chunks; an encoder-decoder's decoder gets both of its branches.
+        pooling: of a sentence embedder with a head for it, from `rocline.export.sentences.pooling`.
 
     Raises:
         ExportError: a file has an input that is not known how to fill, or an output that the torch model lacks.
@@ -73,7 +81,7 @@ def cases(torch_model: Any, task: str, samples: Samples, onnx_files: dict[str, P
     found: list[Case] = []
     with _as_reference(torch_model):
         for name, path in onnx_files.items():
-            file = _File(name, graph_files.interface(path), torch_model, task)
+            file = _File(name, graph_files.interface(path), torch_model, task, pooling)
             for batch in samples.inputs:
                 found.extend(file.cases(batch))
     return found
@@ -95,8 +103,9 @@ def refed(found: Iterable[Case], onnx_files: Mapping[str, Path]) -> list[Case]:
 class _File:
     """One ONNX file beside the torch model it came from."""
 
-    def __init__(self, name: str, interface: OnnxModel, torch_model: Any, task: str):
+    def __init__(self, name: str, interface: OnnxModel, torch_model: Any, task: str, pooling: tuple[str, bool] | None):
         self.name = name
+        self.pooling = pooling
         self.inputs = {spec.name: spec for spec in interface.inputs}
         self.outputs = {spec.name: spec for spec in interface.outputs}
         self.model = torch_model
@@ -121,7 +130,10 @@ class _File:
             return _call(module, arrays)
 
         output = run()
-        expected = {name: self._take(output, name) for name in self.outputs}
+        expected = {name: self._take(output, name) for name in self.outputs if name != sentences.OUTPUT}
+        if sentences.OUTPUT in self.outputs and self.pooling is not None:
+            hidden = output.last_hidden_state.numpy()
+            expected[sentences.OUTPUT] = sentences.pooled(hidden, arrays["attention_mask"], self.pooling)
         yield self._case("forward", arrays, expected, run, module, mask=batch.get("attention_mask"))
 
     def _decoder(self, batch: Arrays) -> Iterator[Case]:

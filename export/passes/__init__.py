@@ -42,7 +42,14 @@ ORDER: tuple[Rule | Stage, ...] = (
 )
 
 
-def run(model: ir.Model, target: Target, dtype: str, *, sampling_head: bool = False) -> list[Outcome]:
+def run(
+    model: ir.Model,
+    target: Target,
+    dtype: str,
+    *,
+    sampling_head: bool = False,
+    pooling: tuple[str, bool] | None = None,
+) -> list[Outcome]:
     """Runs all passes over a model in fp32, in place.
 
     Args:
@@ -51,11 +58,12 @@ def run(model: ir.Model, target: Target, dtype: str, *, sampling_head: bool = Fa
         dtype: ``fp32``, ``fp16`` or ``bf16``: what the model is converted to afterwards; only operators that the target
             has in it are put in.
         sampling_head: let a decoder with a cache of fixed size choose its next token itself.
+        pooling: let an encoder make one vector of a text: mode, and whether its length is made 1.
 
     Returns:
         What each pass did, in order; passes that found nothing of theirs are left out.
     """
-    context = replace(context_for(target, dtype), sampling_head=sampling_head)
+    context = replace(context_for(target, dtype), sampling_head=sampling_head, pooling=pooling)
     outcomes = apply(model, _rules(context), context)
     return [outcome for outcome in outcomes if outcome.matched or outcome.refused]
 

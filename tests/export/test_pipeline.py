@@ -44,10 +44,12 @@ def test_every_architecture_gives_pytorchs_numbers(tmp_path, kind):
         assert model.opsets["ai.onnx"] <= target.max_opset
     onnx_files = {path.name for path in (tmp_path / "out").glob("*.onnx*")}
     assert onnx_files == set(manifest.models)
-    decoder = task in ("text-generation", "text2text-generation") or kind == "whisper"
-    assert manifest.cache == ("growing" if decoder else "none")
-    assert len(manifest.models) == (2 if kind in ("t5", "whisper") else 1)
-    assert len(stages) == 7
+    growing = kind in ("t5", "whisper")
+    assert manifest.cache == ("static" if task == "text-generation" else "growing" if growing else "none")
+    assert len(manifest.models) == (2 if growing else 1)
+    assert set(manifest.fusion) == set(manifest.models)
+    assert all(entry.nodes_after < entry.nodes_before for entry in manifest.fusion.values())
+    assert len(stages) == (8 if task == "text-generation" else 9)
 
 
 def test_minilm_keeps_its_files_and_its_numbers(tmp_path):
@@ -57,12 +59,13 @@ def test_minilm_keeps_its_files_and_its_numbers(tmp_path):
     assert max(entry.max_abs for entry in manifest.parity) <= 1e-5
     for name in ("tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (MINILM / name).read_bytes()
-    assert [output.name for output in manifest.models["model.onnx"].outputs] == ["last_hidden_state"]
+    outputs = [output.name for output in manifest.models["model.onnx"].outputs]
+    assert outputs == ["last_hidden_state", "sentence_embedding"]
     assert manifest.files == hash_files(tmp_path / "out")
 
 
 def test_external_data_lie_beside_the_graph(models, tmp_path):
-    manifest = export_model(models / "t5", tmp_path / "out", external_data=True)
+    manifest = export_model(models / "t5", tmp_path / "out", external_data=True, target="portable")
     assert set(manifest.models) == {"encoder_model.onnx", "decoder_model_merged.onnx"}
     assert {"encoder_model.onnx.data", "decoder_model_merged.onnx.data"} <= set(manifest.files)
     shutil.move(tmp_path / "out", tmp_path / "moved")
@@ -72,8 +75,14 @@ def test_external_data_lie_beside_the_graph(models, tmp_path):
 
 def test_data_that_optimum_split_off_get_our_name(models, tmp_path, monkeypatch):
     monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
-    manifest = export_model(models / "llama", tmp_path / "out")
+    manifest = export_model(models / "llama", tmp_path / "out", cache="growing")
     assert {name for name in manifest.files if "onnx" in name} == {"model.onnx", "model.onnx.data"}
+
+
+def test_nothing_that_optimum_split_off_is_left_behind(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
+    manifest = export_model(models / "bert", tmp_path / "out", dtype="fp16")
+    assert {name for name in manifest.files if "onnx" in name} == {"model.onnx"}
 
 
 def test_a_graph_past_the_limit_is_split(models, tmp_path, monkeypatch):
