@@ -35,21 +35,23 @@ def expected(model: Any) -> list[Any]:
         model.set_attn_implementation(before)
 
 
-def deviation(model: Any, run: Callable[[Arrays], Arrays], caches: dict[str, tuple[int, int]]) -> dict[str, float]:
+def deviation(
+    model: Any, run: Callable[[Arrays], Arrays], caches: dict[str, tuple[int, int]], dtype: str = "float32"
+) -> dict[str, float]:
     """Returns how far the logits of a graph are from PyTorch's at most, for each way of feeding the same rows.
 
     Args:
         model: the transformers model.
         run: takes the graph's inputs, gives its outputs, both by name.
         caches: (kv_heads, head) of each cache input by name.
+        dtype: of the caches.
     """
     reference = expected(model)
     found = {}
     for way, widths in (("prefill", [max(PROMPTS)]), ("chunked prefill", [_CHUNK] * -(-max(PROMPTS) // _CHUNK))):
         # What was left in a buffer must not count.
         past = {
-            name: np.full((len(PROMPTS), heads, CAPACITY, size), 1e3, np.float32)
-            for name, (heads, size) in caches.items()
+            name: np.full((len(PROMPTS), heads, CAPACITY, size), 1e3, dtype) for name, (heads, size) in caches.items()
         }
         for stage, ids, positions in _feeds(rows(model.config.vocab_size), widths):
             outputs = run({"input_ids": ids, "position_ids": positions, **past})
@@ -57,7 +59,7 @@ def deviation(model: Any, run: Callable[[Arrays], Arrays], caches: dict[str, tup
             label = way if stage == "prefill" else f"decode after {way}"
             for row, place in enumerate(positions.max(1)):
                 if place >= 0:
-                    error = float(np.abs(outputs["logits"][row, 0] - reference[row][place]).max())
+                    error = float(np.abs(outputs["logits"][row, 0].astype(np.float32) - reference[row][place]).max())
                     found[label] = max(found.get(label, 0.0), error)
     return found
 
