@@ -9,7 +9,7 @@ import rocline
 from rocline.export import export_model, random_models
 from rocline.export.quiet import quiet
 
-# Of the largest logit, which is near 4.
+# Absolute; the largest logits are near 4.
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1}
 SIZES = {
     "hidden_size": 32,
