@@ -201,11 +201,7 @@ class Binding:
             self._bind_outputs()
 
     def close(self) -> None:
-        """Lets go of the buffers, in the order of the stream: what is queued goes on. A second call does nothing.
-
-        Raises:
-            DeviceError: a captured graph was still at work, and failed.
-        """
+        """Lets go of the buffers, in the order of the stream: what is queued goes on. A second call does nothing."""
         with self._turn:
             if self.closed:
                 return
@@ -215,10 +211,12 @@ class Binding:
         del self._session, self._run_ort, self._io
         for buffer in (*self._inputs.values(), *self._outputs.values()):
             buffer.close()
-        if self._graph is not None:
-            if not self._stream.closed:
-                self._stream.synchronize()
-            self._graph.close()
+        self._drop_graph()
+
+    def __del__(self) -> None:
+        # Buffers look after themselves.
+        if not getattr(self, "closed", True):
+            self._drop_graph()
 
     def __enter__(self) -> "Binding":
         return self
@@ -248,6 +246,11 @@ class Binding:
             for new in self._dynamic:
                 self._outputs[new] = self._arena.wrap(values[new], self._session.outputs[new])
         return self._outputs[name]
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self._arena.drop_graph(graph)
 
     def _check_open(self) -> None:
         if self.closed or self._stream.closed:

@@ -4,15 +4,19 @@ import math
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rocline.errors import RoclineError
 from rocline.runtime.bound_tensors import buffer_dtype
-from rocline.runtime.devices import Buffer, Stream
+from rocline.runtime.capture import Graph
+from rocline.runtime.devices import Buffer, Event, Stream
 from rocline.runtime.devices.storage import Storage
 from rocline.runtime.manifest import TensorSpec
+from rocline.runtime.ort_log import essence
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,16 +28,18 @@ _NOWHERE = 64
 
 
 class Arena:
-    """What ONNX Runtime allocated for outputs, given back to it only in the order of the session's stream.
+    """What a session's runs left behind, given back only in the order of its stream: outputs' memory, and graphs.
 
-    Its arena hands memory that is free to the next run, and knows of no stream but the session's. A buffer on such
-    memory may be dropped at any time by any thread; what other streams still do with it is waited for before a run.
+    ONNX Runtime's arena hands memory that is free to the next run, and knows of no stream but the session's. A buffer
+    on such memory, and a captured graph, may be dropped at any time by any thread: what other streams still do with the
+    memory is waited for, on the device, before a run; and a graph is freed when its launches are done.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._lent: weakref.WeakSet[Buffer] = weakref.WeakSet()
         self._dropped: deque[tuple[Any, set[Stream], bool]] = deque()
+        self._graphs: deque[tuple[Graph, Event | None]] = deque()
         self._closed = False
 
     def wrap(self, share: Any, spec: TensorSpec) -> Buffer:
@@ -53,8 +59,19 @@ class Arena:
         self._lent.add(buffer)
         return buffer
 
+    def drop_graph(self, graph: Graph) -> None:
+        """Takes a graph of which launches may still be queued."""
+        self._graphs.append((graph, None))
+
     def collect(self) -> None:
-        """Gives back what was dropped, after letting the stream wait for who may still use it."""
+        """Gives back what was dropped; never waits on the host for a stream that is known."""
+        for _ in range(len(self._graphs)):
+            graph, event = self._graphs.popleft()
+            if event is None or not event.done:
+                self._graphs.append((graph, event or self._stream.record()))
+            else:
+                event.close()
+                graph.close()
         while self._dropped:
             share, streams, strangers = self._dropped.popleft()
             if strangers:
@@ -64,16 +81,21 @@ class Arena:
             del share
 
     def close(self) -> None:
-        """Closes the buffers, and lets go of all but what a DLPack consumer still holds."""
+        """Closes the buffers, and lets go of all but what a DLPack consumer still holds; the stream must be done."""
         for buffer in list(self._lent):
             buffer.close()
         if not self._stream.closed:
             self.collect()
         self._closed = True
         self._dropped.clear()
+        while self._graphs:
+            graph, event = self._graphs.popleft()
+            graph.close()
+            if event is not None:
+                event.close()
 
     def __bool__(self) -> bool:
-        return bool(self._dropped)
+        return bool(self._dropped or self._graphs)
 
 
 class OrtBinding:
@@ -89,21 +111,25 @@ class OrtBinding:
     """
 
     def __init__(self, session: "onnxruntime.InferenceSession", memory: str, device_id: int) -> None:
-        self.io: Any = session.io_binding()
+        with _errors_named():
+            self.io: Any = session.io_binding()
         self._memory, self._device_id = memory, device_id
 
     def bind_input(self, name: str, buffer: Buffer) -> None:
         """Lets ONNX Runtime read an input from ``buffer``."""
-        self.io.bind_input(name, *self._place(buffer))
+        with _errors_named():
+            self.io.bind_input(name, *self._place(buffer))
 
     def bind_output(self, name: str, buffer: Buffer) -> None:
         """Lets ONNX Runtime write an output to ``buffer``."""
-        self.io.bind_output(name, *self._place(buffer))
+        with _errors_named():
+            self.io.bind_output(name, *self._place(buffer))
 
     def bind_new(self, names: Iterable[str]) -> None:
         """Lets ONNX Runtime allocate these outputs in the next run; afterwards they keep that memory and its shape."""
-        for name in names:
-            self.io.bind_output(name, self._memory, self._device_id)
+        with _errors_named():
+            for name in names:
+                self.io.bind_output(name, self._memory, self._device_id)
 
     def outputs(self, names: Iterable[str]) -> dict[str, Any]:
         """Returns each output after a run, as ONNX Runtime's values; ``names`` are all that were bound, in order.
@@ -122,13 +148,23 @@ class OrtBinding:
         """Lets go of every buffer."""
         self.io.clear_binding_inputs()
         self.io.clear_binding_outputs()
-        self.io = None
+        # As with the session: a traceback may have the Python object.
+        self.io._iobinding = self.io = None
 
     def _place(self, buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:
         host = buffer.device.driver.host_memory
         element: Any = _BFLOAT16 if buffer.dtype.name == "bfloat16" else buffer.dtype.type
         pointer = buffer.pointer or _NOWHERE
         return "cpu" if host else self._memory, 0 if host else self._device_id, element, buffer.shape, pointer
+
+
+@contextmanager
+def _errors_named() -> Iterator[None]:
+    """Turns what ONNX Runtime raises, when the device refuses, into an error of one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise RoclineError(f"onnxruntime cannot bind: {essence(error)}") from error
 
 
 def read_on_host(session: "onnxruntime.InferenceSession", names: Iterable[str]) -> frozenset[str]:
@@ -139,14 +175,15 @@ def read_on_host(session: "onnxruntime.InferenceSession", names: Iterable[str]) 
     """
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtValue
 
-    binding = session.io_binding()._iobinding
     kept = set()
-    for name in names:
-        array = np.empty(0, np.uint8)
-        before = sys.getrefcount(array)
-        value = OrtValue.from_dlpack(array.__dlpack__(), False)
-        binding.bind_ortvalue_input(name, value)
-        del value
-        if sys.getrefcount(array) > before:
-            kept.add(name)
+    with _errors_named():
+        binding = session.io_binding()._iobinding
+        for name in names:
+            array = np.empty(0, np.uint8)
+            before = sys.getrefcount(array)
+            value = OrtValue.from_dlpack(array.__dlpack__(), False)
+            binding.bind_ortvalue_input(name, value)
+            del value
+            if sys.getrefcount(array) > before:
+                kept.add(name)
     return frozenset(kept)

@@ -362,6 +362,23 @@ def captured_runs(bench):
 
 
 @program
+def captured_bindings_are_dropped(bench):
+    """Their graphs are freed when they are done, by the runs of others or with the session."""
+    session = bench.session(models.chain(), options={"graph_capture": True})
+    x = random(4, 32)
+    with session.bind({"x": x}, capture=False) as other:
+        for _ in range(3):
+            dropped = session.bind({"x": x})
+            for _ in range(3):
+                dropped.run()
+            assert dropped.captured, dropped.uncaptured
+            del dropped
+            other.run()
+            other.synchronize()
+    session.bind({"x": x}).run()
+
+
+@program
 def captured_decoding(bench):
     path = bench.save(small_decoder.static())
     session = bench.session(path, options={"graph_capture": True})
