@@ -225,6 +225,12 @@ class Device(Closing):
         """Whether ``other`` is the same hardware."""
         return self is other or (self.kind == other.kind and self.device_id == other.device_id)
 
+    def misfit(self, stream: "Stream") -> str:
+        """Returns why no work of this device can be queued on ``stream``; empty if it can."""
+        if stream.closed:
+            return "closed"
+        return "" if self.same_as(stream.device) else "another device's"
+
     def close_with(self, item: "Closing") -> None:
         """Closes ``item`` when this device is closed, unless it is closed or dropped before."""
         with self.driver.lock:

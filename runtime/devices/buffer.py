@@ -96,8 +96,8 @@ class Buffer(Closing):
         if self.device.driver.host_memory and not stream.device.driver.host_memory:
             # Whatever a GPU's stream does with the host's memory goes through pinned memory of its own.
             return
-        if stream.closed or not self.device.same_as(stream.device):
-            raise DeviceError(f"{self}: used on {stream}, which is {'closed' if stream.closed else 'another device'}")
+        if misfit := self.device.misfit(stream):
+            raise DeviceError(f"{self}: used on {stream}, which is {misfit}")
         self.storage.use(stream, write)
 
     def copy_from(self, source: "Buffer | Array", *, stream: Stream) -> None:
@@ -299,8 +299,8 @@ class HostCopy(Closing):
 def allocate(device: Device, shape: int | Sequence[int], dtype: Any, stream: Stream) -> Buffer:
     """Returns a buffer from the device's pool; see `Device.allocate`."""
     made_shape, made_dtype = checked_shape(shape), checked_dtype(dtype)
-    if stream.closed or not device.same_as(stream.device):
-        raise DeviceError(f"allocate on {device}: {stream} is {'closed' if stream.closed else 'another device'}")
+    if misfit := device.misfit(stream):
+        raise DeviceError(f"allocate on {device}: {stream} is {misfit}")
     nbytes = math.prod(made_shape) * made_dtype.itemsize
     block = device.pool.take(nbytes, stream)
 

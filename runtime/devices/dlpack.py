@@ -26,6 +26,10 @@ DEVICE_NAMES = {1: "kDLCPU", 2: "kDLCUDA", 3: "kDLCUDAHost", 10: "kDLROCM", 11: 
 """Names of DLDeviceType's numbers."""
 
 _CPU, _CUDA, _ROCM = 1, 2, 10
+# The protocol's stream numbers: the one for the null stream, those that are not allowed, and what to say then.
+_NULL_STREAM = {_CUDA: 1, _ROCM: 0}
+_NO_STREAM = {_CUDA: (0,), _ROCM: (1, 2)}
+_STREAMS = {_CPU: "None", _CUDA: "None, -1, 1, 2 or a handle", _ROCM: "None, -1, 0 or a handle"}
 _READ_ONLY, _IS_COPIED = 1, 2
 _VERSION = (1, 0)
 # NumPy's kind: DLDataTypeCode
@@ -162,14 +166,13 @@ def consumer_stream(device: "Device", number: int | None) -> "Stream | None":
         DeviceError: the number means nothing on this device.
     """
     kind = device.driver.dlpack_type
-    if number == -1 or (kind == _CPU and number is None):
+    if number == -1 or (number is None and kind == _CPU):
         return None
-    allowed = {_CUDA: "None, -1, 1, 2 or a handle", _ROCM: "None, -1, 0 or a handle"}.get(kind, "None")
-    if kind == _CPU or (number is not None and (number < -1 or number in ((0,) if kind == _CUDA else (1, 2)))):
-        raise DeviceError(f"__dlpack__: stream {number} means nothing on {DEVICE_NAMES[kind]}, expected {allowed}")
     if number is None:
-        number = 1 if kind == _CUDA else 0
-    return device.foreign_stream(number)
+        return device.foreign_stream(_NULL_STREAM[kind])
+    if kind != _CPU and number >= 0 and number not in _NO_STREAM[kind]:
+        return device.foreign_stream(number)
+    raise DeviceError(f"__dlpack__: stream {number} means nothing on {DEVICE_NAMES[kind]}, expected {_STREAMS[kind]}")
 
 
 def producer_number(stream: "Stream") -> int | None:
@@ -177,7 +180,7 @@ def producer_number(stream: "Stream") -> int | None:
     kind = stream.device.driver.dlpack_type
     if kind == _CPU:
         return None
-    return stream.handle or (1 if kind == _CUDA else 0)
+    return stream.handle or _NULL_STREAM[kind]
 
 
 def take(device: "Device", producer: Any, stream: "Stream") -> "Buffer":
@@ -186,6 +189,8 @@ def take(device: "Device", producer: Any, stream: "Stream") -> "Buffer":
     theirs = tuple(map(int, producer.__dlpack_device__()))
     if theirs != own:
         raise DeviceError(f"from_dlpack: the tensor is on {_device_name(theirs)}, {device} takes {_device_name(own)}")
+    if misfit := device.misfit(stream):
+        raise DeviceError(f"from_dlpack on {device}: {stream} is {misfit}")
     number = producer_number(stream)
     try:
         capsule = producer.__dlpack__(stream=number, max_version=_VERSION)

@@ -124,12 +124,11 @@ class Pool:
         if not blocks:
             return None
 
-        def waits(index: int) -> int:
-            block = blocks[index]
-            return 1000 * block.strangers + sum(not other.closed for other in block.streams if other is not stream)
+        def waits(block: Block) -> tuple[bool, int]:
+            return block.strangers, sum(not other.closed for other in block.streams if other is not stream)
 
-        best = min(range(len(blocks)), key=waits)
-        block = blocks.pop(best)
+        block = min(blocks, key=waits)
+        blocks.remove(block)
         try:
             if block.strangers:
                 self._driver.synchronize_device(self._device_id)

@@ -218,6 +218,13 @@ def test_refused_tensors(device, stream):
         FakeDriver().device().from_dlpack(torch.zeros(4), stream=stream)
 
 
+def test_a_tensor_is_taken_for_a_stream_of_its_device():
+    with FakeDriver(devices=2).device() as gpu, gpu.driver.device(1) as other:
+        producer = gpu.allocate(4, stream=gpu.create_stream())
+        with pytest.raises(DeviceError, match=r"from_dlpack on hip:0: stream 0x\w+ on hip:1 is another device's"):
+            gpu.from_dlpack(producer, stream=other.create_stream())
+
+
 def test_a_strange_version_is_refused(device, stream):
     capsule = device.allocate(4, stream=stream).__dlpack__(max_version=(1, 0))
     address = dlpack._capsule_pointer(capsule, b"dltensor_versioned")

@@ -180,9 +180,9 @@ def test_other_devices_are_refused(driver, device, streams):
             DeviceError, match=r"copy_from: buffer uint8 \(4,\) on hip:1, expected a buffer on hip:0 or"
         ):
             buffer.copy_from(other, stream=streams[0])
-        with pytest.raises(DeviceError, match=r"on hip:0: used on stream 0x\w+ on hip:1, which is another device"):
+        with pytest.raises(DeviceError, match=r"on hip:0: used on stream 0x\w+ on hip:1, which is another device's"):
             buffer.fill(0, stream=stream)
-        with pytest.raises(DeviceError, match=r"allocate on hip:0: stream 0x\w+ on hip:1 is another device"):
+        with pytest.raises(DeviceError, match=r"allocate on hip:0: stream 0x\w+ on hip:1 is another device's"):
             device.allocate(4, stream=stream)
         with FakeDriver(CUDA).device() as stranger:
             theirs = stranger.create_stream()
