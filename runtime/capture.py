@@ -111,10 +111,11 @@ def _captured(queue: Callable[[], None], stream: Stream) -> int:
     driver.begin_capture(stream.handle)
     try:
         queue()
+        return driver.end_capture(stream.handle)
     except BaseException:
+        # If it was ended already this says so, which is of no interest.
         driver.abandon_capture(stream.handle)
         raise
-    return driver.end_capture(stream.handle)
 
 
 def _compare(outputs: Sequence[Buffer], eager: Sequence[Buffer], stream: Stream) -> None:

@@ -5,7 +5,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,12 +66,16 @@ class Arena:
     def collect(self) -> None:
         """Gives back what was dropped; never waits on the host for a stream that is known."""
         for _ in range(len(self._graphs)):
-            graph, event = self._graphs.popleft()
+            graph, event = self._graphs[0]
+            # Only then taken out: a call that fails must not lose it.
             if event is None or not event.done:
                 self._graphs.append((graph, event or self._stream.record()))
+                self._graphs.popleft()
             else:
-                event.close()
-                graph.close()
+                self._graphs.popleft()
+                with ExitStack() as both:
+                    both.callback(event.close)
+                    both.callback(graph.close)
         while self._dropped:
             share, streams, strangers = self._dropped.popleft()
             if strangers:
@@ -82,17 +86,18 @@ class Arena:
 
     def close(self) -> None:
         """Closes the buffers, and lets go of all but what a DLPack consumer still holds; the stream must be done."""
-        for buffer in list(self._lent):
-            buffer.close()
-        if not self._stream.closed:
-            self.collect()
-        self._closed = True
-        self._dropped.clear()
-        while self._graphs:
-            graph, event = self._graphs.popleft()
-            graph.close()
-            if event is not None:
-                event.close()
+        with ExitStack() as everything:
+            while self._graphs:
+                graph, event = self._graphs.popleft()
+                everything.callback(graph.close)
+                if event is not None:
+                    everything.callback(event.close)
+            everything.callback(self._dropped.clear)
+            everything.callback(setattr, self, "_closed", True)
+            if not self._stream.closed:
+                everything.callback(self.collect)
+            for buffer in list(self._lent):
+                everything.callback(buffer.close)
 
     def __bool__(self) -> bool:
         return bool(self._dropped or self._graphs)
