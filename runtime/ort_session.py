@@ -158,6 +158,18 @@ def free(session: Any) -> None:
     session._profiling_start_time_ns = None
 
 
+def run_options(*, wait: bool) -> Any:
+    """Returns onnxruntime.RunOptions for a GPU: ``wait`` until the stream is done, or leave that to the caller."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    # `rocline.runtime.capture` captures; a graph of ONNX Runtime's own would be for all runs, whatever their buffers.
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    if not wait:
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
 def _save(path: Path, config: Any) -> None:
     config.optimized_model_filepath = str(path)
 

@@ -19,7 +19,7 @@ from rocline.runtime.inputs import InputCheck
 from rocline.runtime.manifest import Manifest, TensorSpec
 from rocline.runtime.model import locate
 from rocline.runtime.ort_log import LOGGER, essence
-from rocline.runtime.ort_session import Plan
+from rocline.runtime.ort_session import Plan, run_options
 from rocline.runtime.providers import CPU, resolve
 from rocline.runtime.report import Report
 from rocline.runtime.startup import Lane, start
@@ -208,13 +208,8 @@ class Session:
         if self._lane is None:
             host, options = lane, None
         else:
-            import onnxruntime
-
             host = self._host = Lane.open("cpu", 0)
-            options = onnxruntime.RunOptions()
-            # The caller waits, where and when it needs to; and graphs are captured by `rocline.runtime.capture`.
-            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-            options.add_run_config_entry("gpu_graph_id", "-1")
+            options = run_options(wait=False)
         optional = (_spec(node) for node in session.get_overridable_initializers())
         return Bindable(
             path=self._path,
@@ -252,7 +247,11 @@ class Session:
         if self._in_buffers:
             return self._run_bound(inputs, names)
         try:
-            if self._bfloat16:
+            if self._lane is not None:
+                # What no buffer holds, as strings; ONNX Runtime waits at the end of such a run.
+                with self._turn:
+                    values = session.run(names, inputs, run_options(wait=True))
+            elif self._bfloat16:
                 from rocline.runtime import bfloat16
 
                 values = bfloat16.run(session, names, inputs)

@@ -19,6 +19,7 @@ import numpy as np
 import session_models as models
 import small_decoder
 import small_models
+from onnx import helper
 
 import rocline
 from rocline import RoclineError
@@ -432,6 +433,56 @@ def operators_of_ours(bench):
             bound.run()
             assert bound.outputs["y"].dtype == dtype
             close_to(bound.outputs["y"].numpy(), wanted)
+
+
+@program
+def strings_beside_numbers(bench):
+    """What no buffer can hold goes through `run` only."""
+    proto = models.chain()
+    proto.graph.node.append(helper.make_node("Identity", ["s"], ["said"]))
+    for values, name in ((proto.graph.input, "s"), (proto.graph.output, "said")):
+        values.append(helper.make_tensor_value_info(name, small_models.STRING, ["k"]))
+    session, cpu = both(bench, proto)
+    feeds = {"x": random(3, 32), "s": np.array(["a", "bc"])}
+    for _ in range(3):
+        got, wanted = session.run(feeds), cpu.run(feeds)
+        close_to(got["y"], wanted["y"])
+        assert got["said"].tolist() == ["a", "bc"]
+
+
+@program
+def threads_run_while_another_captures(bench):
+    """Runs, copies and allocations of other threads keep out of a graph, and do not break it."""
+    path = bench.save(models.chain())
+    session, cpu = bench.session(path, options={"graph_capture": True}), bench.cpu(path)
+    other = bench.session(path, stream=session)
+    x, failures, done = random(4, 32), [], threading.Event()
+    wanted = cpu.run({"x": x})["y"]
+
+    def work(turn=0):
+        try:
+            while not done.is_set():
+                turn += 1
+                close_to(other.run({"x": x})["y"], wanted)
+                session.device.allocate((turn << 12,), stream=session.stream).close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):
+            with session.bind({"x": x}) as bound:
+                for _ in range(3):
+                    bound.run()
+                    close_to(bound.outputs["y"].numpy(), wanted)
+                assert bound.captured, bound.uncaptured
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures
 
 
 @program

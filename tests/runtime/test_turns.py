@@ -1,0 +1,100 @@
+"""A capture is alone: runs, new sessions and allocations of other threads wait for its end, and go on then."""
+
+import threading
+
+import pytest
+import small_models
+
+import rocline
+from rocline.runtime.devices import open_device
+from rocline.runtime.turns import Turn, alone
+
+
+@pytest.fixture
+def device():
+    with open_device("cpu") as device:
+        yield device
+
+
+def waits(action, device):
+    """Whether another thread's ``action`` is held up for as long as this one is alone."""
+    done = threading.Event()
+    thread = threading.Thread(target=lambda: (action(), done.set()))
+    with alone(device.driver):
+        thread.start()
+        held_up = not done.wait(0.2)
+    thread.join(10)
+    assert done.is_set(), "it goes on afterwards"
+    return held_up
+
+
+def test_runs_wait(device):
+    turn = Turn()
+
+    def run():
+        with turn:
+            pass
+
+    assert waits(run, device)
+
+
+def test_allocations_wait(device):
+    stream = device.create_stream()
+    assert waits(lambda: device.allocate((1,), stream=stream).close(), device)
+
+
+def test_new_sessions_wait(device, tmp_path):
+    path = small_models.save(small_models.matmul(), tmp_path)
+    assert waits(lambda: rocline.Session(path, ["cpu"]).close(), device)
+
+
+def test_a_run_that_began_is_waited_for(device):
+    turn, order = Turn(), []
+    running, may_end = threading.Event(), threading.Event()
+
+    def run():
+        with turn:
+            running.set()
+            may_end.wait(10)
+            order.append("run")
+
+    def capture():
+        with alone(device.driver):
+            order.append("capture")
+
+    threads = [threading.Thread(target=run), threading.Thread(target=capture)]
+    threads[0].start()
+    assert running.wait(10)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert order == []
+    may_end.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["run", "capture"]
+
+
+def test_two_captures_take_turns(device):
+    turns, inside, most = [Turn() for _ in range(5)], [], []
+
+    def capture():
+        for _ in range(50):
+            with alone(device.driver):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=capture) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert (len(most), max(most)) == (150, 1)
+    del turns
+
+
+def test_the_capturing_thread_may_allocate(device):
+    stream = device.create_stream()
+    with alone(device.driver):
+        device.allocate((1,), stream=stream).close()
