@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from rocline.export import element_types, precision
+from rocline.export import element_types
 from rocline.export.targets import Target
 
 CPU = "CPUExecutionProvider"
@@ -112,7 +112,7 @@ def _all_on_host(node: ir.Node, host: set[ir.Value]) -> bool:
             continue
         if value.dtype in _HALVES:
             return False
-        tensor = precision.constant(value)
+        tensor = ir.convenience.get_const_tensor(value)
         if (tensor is not None and tensor.size <= _SMALL_ELEMENTS) or value.is_graph_input():
             continue
         if value not in host or index in _READS_HOST.get(node.op_type, ()):

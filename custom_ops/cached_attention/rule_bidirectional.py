@@ -101,7 +101,7 @@ def _rewrite(
     if softmax.attributes.get_int("axis", -1) not in (-1, 3):
         raise _Left("its softmax is not over the keys")
     probabilities = _guarded(softmax)
-    inside = [product.outputs[0], softmax.inputs[0], *([] if probabilities is softmax.outputs[0] else [probabilities])]
+    inside = [product.outputs[0], softmax.inputs[0], softmax.outputs[0], probabilities]
     if any(value is None or value.is_graph_output() or _users(value) != 1 for value in inside):
         raise _Left("its scores or probabilities are used elsewhere too")
     bias, scale = _bias_and_scale(softmax, product)
