@@ -75,6 +75,15 @@ def _weight_and_epsilon(module: torch.nn.Module) -> tuple[Any, Any]:
     return getattr(module, "weight", None), epsilon
 
 
+def product(module: torch.nn.Module) -> bool:
+    """Tells whether a module computes ``x @ weight + bias``, as GPT-2's Conv1D does, with weight [in, out]."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not (isinstance(weight, Tensor) and weight.dim() == 2 and isinstance(bias, Tensor) and _is_function(module)):
+        return False
+    x = torch.randn(3, 2, weight.shape[0], generator=_generator())
+    return bias.shape == weight.shape[1:] and _same(module, lambda x: x @ weight + bias, x)
+
+
 def activation(module: torch.nn.Module) -> str | None:
     """Returns the kind of `ACTIVATIONS` that a module computes, or None."""
     if next(module.parameters(), None) is not None or not _is_function(module):

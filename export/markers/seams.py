@@ -1,13 +1,14 @@
 """Where markers enter a model: the public seams of transformers, patched for the time of a trace and restored after it.
 
 The seams are the registries of attention and mask functions, the cache's layers, each modelling file's
-``apply_rotary_pos_emb``, and the forwards of norms, activations, rotary embeddings, ``Conv1D`` and the output
+``apply_rotary_pos_emb``, and the forwards of norms, activations, rotary embeddings, GPT-2's projections and the output
 embeddings.
 A seam that a release of transformers moved is a `Refused`, as is any use of one that the markers cannot stand for.
 """
 
 import contextlib
 import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -63,8 +64,6 @@ def seam(home: str, name: str) -> Any:
     Raises:
         Refused: it is no longer there.
     """
-    import importlib
-
     try:
         return getattr(importlib.import_module(home), name)
     except (ImportError, AttributeError):
@@ -136,7 +135,6 @@ class Seams:
             _put(stack, config, "_attn_implementation_internal", IMPLEMENTATION)
 
     def _module(self, stack: contextlib.ExitStack, module: torch.nn.Module) -> None:
-        conv1d = seam("transformers.pytorch_utils", "Conv1D")
         if norm := probes.norm(module):
             _put(stack, module, "forward", norm)
         elif probes.looks_like_norm(module):
@@ -146,8 +144,8 @@ class Seams:
         elif hasattr(module, "inv_freq"):
             cos, sin = probes.rotary_table(module, self.positions)
             _put(stack, module, "forward", self._table(cos, sin))
-        elif type(module) is conv1d:
-            _put(stack, module, "forward", functools.partial(_linear, module))
+        elif probes.product(module):
+            _put(stack, module, "forward", functools.partial(_multiply, module))
         elif hasattr(module, "_update_causal_mask"):
             self._own_mask(stack, module)
 
@@ -212,6 +210,9 @@ class Seams:
             for argument, given in rest.items():
                 if argument not in _WITHOUT_MEANING and given is not None and given is not False:
                     raise Refused(f"{name}: passes {argument!r} to its attention, which the marker does not know")
+            window, named = attention_mask.window, rest.get("sliding_window")
+            if isinstance(named, int) and named < self.positions and named != window:
+                raise Refused(f"{name}: names a window of {named} tokens, its mask one of {window}")
             heads, head_dim, kv_heads = int(query.shape[1]), int(query.shape[3]), int(key.shape[1])
             if int(key.shape[3]) != head_dim or int(value.shape[3]) != head_dim:
                 raise Refused(f"{name}: heads of q, k and v differ in size")
@@ -228,7 +229,6 @@ class Seams:
                 if reason:
                     raise Refused(f"{name}: {reason}")
                 self._probed.add(asked)
-            window = attention_mask.window
             output = mark(
                 Attention, query, key, value, self._position_ids, scale, soft_cap, window, heads, kv_heads, head_dim
             )
@@ -309,9 +309,9 @@ def _activate(x: Tensor, kind: str) -> Tensor:
     return activated
 
 
-def _linear(conv1d: Any, x: Tensor) -> Tensor:
+def _multiply(module: Any, x: Tensor) -> Tensor:
     """What a Conv1D computes, as a matrix product that keeps the axes of x."""
-    product: Tensor = x @ conv1d.weight + conv1d.bias
+    product: Tensor = x @ module.weight + module.bias
     return product
 
 

@@ -9,7 +9,7 @@ import static_decoding
 import tiny_models
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, cache_utils, masking_utils, modeling_utils, pytorch_utils
+from transformers import AutoModelForCausalLM, cache_utils, masking_utils, modeling_utils
 from transformers.activations import ACT2FN
 from transformers.models.cohere import modeling_cohere
 from transformers.models.gemma2 import modeling_gemma2
@@ -266,6 +266,10 @@ def with_sinks(attend, module, q, k, v, mask, **rest):
     return attend(module, q, k, v, mask, **rest)
 
 
+def with_a_window_of_its_own(attend, module, q, k, v, mask, **rest):
+    return attend(module, q, k, v, mask, **{**rest, "sliding_window": 9})
+
+
 def with_a_head_mask(attend, module, q, k, v, mask, **rest):
     return attend(module, q, k, v, mask, **rest, head_mask=torch.ones(4))
 
@@ -282,6 +286,7 @@ def wide_values(attend, module, q, k, v, mask, **rest):
         (on_other_keys, r"present\.0\.key: is read by Mul, expected one attention"),
         (with_swapped_cache, r"present\.0\.key: is read by Attention, expected one attention"),
         (with_sinks, "passes 's_aux' to its attention"),
+        (with_a_window_of_its_own, "names a window of 9 tokens, its mask one of -1"),
         (with_a_head_mask, "passes 'head_mask' to its attention"),
         (wide_values, "heads of q, k and v differ in size"),
     ],
@@ -401,7 +406,6 @@ def test_other_logits_are_refused_by_the_rehearsal(trace, monkeypatch):
     [
         (modeling_utils, "ALL_ATTENTION_FUNCTIONS"),
         (masking_utils, "ALL_MASK_ATTENTION_FUNCTIONS"),
-        (pytorch_utils, "Conv1D"),
         (cache_utils, "DynamicSlidingWindowLayer"),
     ],
 )

@@ -283,6 +283,16 @@ def test_activations_are_found_by_their_numbers():
         assert probes.activation(ACT2FN[name]) is None
 
 
+def test_a_product_is_told_from_its_transpose():
+    torch.manual_seed(0)
+    conv1d, bare = transformers.pytorch_utils.Conv1D(24, 24), nn.Linear(24, 24, bias=False)
+    nn.init.normal_(conv1d.bias)
+    assert probes.product(conv1d)
+    assert probes.product(transformers.pytorch_utils.Conv1D(24, 16))
+    for other in (nn.Linear(24, 24), nn.Linear(24, 16), bare, nn.Bilinear(24, 24, 24), nn.Conv1d(24, 24, 1)):
+        assert not probes.product(other)
+
+
 def test_rotary_functions_are_told_apart():
     sizes = {"heads": 4, "kv_heads": 2, "head_dim": 8, "width": 8}
     assert probes.rotary_kind(rotate_halves, **sizes) is False
