@@ -153,19 +153,22 @@ def threads_share_a_buffer(device):
 @program
 def a_foreign_stream_takes_part(device):
     driver, stream = device.driver, device.create_stream()
-    handle, event = driver.create_stream(device.device_id), driver.create_event(device.device_id)
-    with device.foreign_stream(handle) as foreign:
+    with contextlib.ExitStack() as theirs:
+        handle = driver.create_stream(device.device_id)
+        theirs.callback(driver.destroy_stream, handle)
+        event = driver.create_event(device.device_id)
+        theirs.callback(driver.destroy_event, event)
+        foreign = theirs.enter_context(device.foreign_stream(handle))
         buffer = device.upload(numbers(1), stream=foreign)
         copy = device.allocate((SIZE,), np.float32, stream=stream)
         copy.copy_from(buffer, stream=stream)
-        driver.fill(buffer.pointer, 0, 16, _announced(buffer, foreign))
+        buffer.use(foreign, write=True)
+        driver.fill(buffer.pointer, 0, 16, handle)
         driver.record_event(event, handle)
         with device.foreign_event(event) as ready:
             stream.wait(ready)
         np.testing.assert_array_equal(copy.numpy(), numbers(1))
         np.testing.assert_array_equal(buffer.numpy(stream=stream)[:4], np.zeros(4))
-    driver.destroy_event(event)
-    driver.destroy_stream(handle)
 
 
 @program
@@ -177,11 +180,6 @@ def the_null_stream_takes_part(device):
     copy.copy_from(buffer, stream=null)
     buffer.fill(0, stream=stream)
     np.testing.assert_array_equal(copy.numpy(stream=stream), numbers(1))
-
-
-def _announced(buffer, stream):
-    buffer.use(stream, write=True)
-    return stream.handle
 
 
 @program

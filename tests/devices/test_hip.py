@@ -75,6 +75,39 @@ def test_a_failure_is_raised_by_name_and_leaves_nothing(function, program):
     assert done.findings == [], done.errors
 
 
+# What a call that fails to give something back leaves: just that.
+LEFT = {
+    "hipFree": " bytes, made by hipMalloc",
+    "hipHostFree": " bytes, made by hipHostMalloc",
+    "hipStreamDestroy": "made by hipStreamCreateWithFlags",
+    "hipEventDestroy": "made by hipEventCreateWithFlags",
+}
+CALLS = (
+    *dict(FAILING),
+    *LEFT,
+    "hipGetDeviceCount",
+    "hipGetDevicePropertiesR0600",
+    "hipGetDevice",
+    "hipStreamCreateWithFlags",
+    "hipMemGetInfo",
+    "hipEventCreateWithFlags",
+    "hipMemsetAsync",
+    "hipDeviceSynchronize",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3, 8])
+@pytest.mark.parametrize("function", CALLS)
+def test_one_failure_anywhere(function, number):
+    """All programs, one call fails: its name is raised, or nobody called it so often; no race, hang, crash or leak."""
+    done = run(mode="lazy", HIPSIM_FAIL=f"{function}:{number}:719")
+    raised = f"DeviceError: {function.removesuffix('R0600')}: hipErrorLaunchFailure (719)" in done.errors
+    assert done.status == (1 if raised else 0), done.errors
+    assert len(done.findings) == (function in LEFT and raised), done.errors
+    assert all(LEFT[function] in finding for finding in done.findings)
+
+
 def test_out_of_memory_frees_what_is_cached_and_asks_again():
     done = run("memory_goes_to_another_stream", mode="lazy", log=True, HIPSIM_FAIL="hipMalloc:2:2")
     assert done.status == 0, done.errors
