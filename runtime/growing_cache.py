@@ -10,6 +10,7 @@ from rocline.errors import RoclineError
 from rocline.runtime.decoder import Decoder, Decoding, Interface, finite
 from rocline.runtime.inputs import numpy_dtype
 from rocline.runtime.ort_log import essence
+from rocline.runtime.ort_session import run_options
 from rocline.runtime.providers import resolve
 from rocline.runtime.session import Session
 
@@ -61,6 +62,7 @@ class GrowingDecoding(Decoding):
         super().__init__()
         self._decoder = decoder
         self._binding = decoder.session.ort.io_binding()
+        self._options = run_options(wait=True)
         self._value = OrtValue.ortvalue_from_numpy
         self._cache = self._nothing()
 
@@ -107,7 +109,7 @@ class GrowingDecoding(Decoding):
         for name in interface.present.values():
             binding.bind_output(name, decoder.device, decoder.device_id)
         try:
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._options)
         except Exception as error:
             raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
         outputs: list[OrtValue] = binding.get_outputs()

@@ -178,26 +178,25 @@ class Binding:
         self._check_open()
         self._stream.synchronize()
 
-    def set_input(self, name: str, value: Any, *, ready: "Event | Iterable[Event] | None" = None) -> None:
-        """Binds another tensor to an input from the next run on: an output that ONNX Runtime allocated, for one.
+    def set_inputs(self, inputs: Mapping[str, Any], *, ready: "Event | Iterable[Event] | None" = None) -> None:
+        """Binds other tensors to some inputs from the next run on: outputs that ONNX Runtime allocated, for one.
 
         Outputs that were allocated because their shape followed from the inputs' are allocated anew where it changes.
 
         Args:
-            name: the input.
-            value: as `Session.bind` takes it.
+            inputs: by name, as `Session.bind` takes them.
             ready: events that the device waits for first.
 
         Raises:
-            InputError: the input is unknown, or dtype or shape do not fit.
+            InputError: an input is unknown, or dtype or shape do not fit; nothing changes then.
             RoclineError: the binding is closed, or captured: then only what its buffers hold can change.
         """
         self._check_open()
         if self.captured or self._try_capture:
-            raise RoclineError(f"{self._path}: input '{name}': the runs are captured, write to its buffer")
+            raise RoclineError(f"{self._path}: inputs {', '.join(inputs)}: the runs are captured, write to the buffers")
         self._wait(ready)
         with self._turn:
-            self._bind_inputs({name: value})
+            self._bind_inputs(inputs)
             self._bind_outputs()
 
     def close(self) -> None:

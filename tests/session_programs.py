@@ -351,7 +351,7 @@ def captured_runs(bench):
         assert bound.captured, bound.uncaptured
         close_to(eager.outputs["y"].numpy(), cpu.run({"x": x})["y"])
         with contextlib.suppress(RoclineError):
-            bound.set_input("x", x)
+            bound.set_inputs({"x": x})
             raise AssertionError("a captured input was rebound")
     ring = session.device.upload(x, stream=session.stream)
     with session.bind({"x": ring}, {"y": ring}) as bound:

@@ -147,13 +147,13 @@ def test_another_tensor_may_be_bound(matmul, nonzero):
     with matmul.bind({"x": random(5, 4)}) as bound:
         bound.run()
         kept = bound.outputs["y"].pointer
-        bound.set_input("x", random(5, 4) * 2)
+        bound.set_inputs({"x": random(5, 4) * 2})
         assert bound.outputs["y"].pointer == kept
-        bound.set_input("x", random(2, 4))
+        bound.set_inputs({"x": random(2, 4)})
         bound.run()
         assert np.array_equal(bound.outputs["y"].numpy(), random(2, 4) @ W)
         with pytest.raises(InputError, match="input 'x': shape"):
-            bound.set_input("x", random(2, 5))
+            bound.set_inputs({"x": random(2, 5)})
         bound.run()
         assert np.array_equal(bound.outputs["y"].numpy(), random(2, 4) @ W), "what is refused changes nothing"
 
@@ -169,7 +169,7 @@ def test_a_growing_output_is_fed_back(tmp_path):
         for step in range(5):
             bound.inputs["new"].copy_from(np.array([step], np.float32), stream=session.stream)
             bound.run()
-            bound.set_input("past", bound.outputs["present"])
+            bound.set_inputs({"past": bound.outputs["present"]})
         assert bound.inputs["past"].numpy().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -278,7 +278,7 @@ def test_a_failing_run_is_one_line_and_no_end(tmp_path, capfd):
         assert (
             str(caught.value) == f"{tmp_path}/model.onnx: run failed: MatMul node 'product': MatMul dimension mismatch"
         )
-        bound.set_input("b", np.ones((3, 3), np.float32))
+        bound.set_inputs({"b": np.ones((3, 3), np.float32)})
         bound.run()
         assert bound.outputs["y"].numpy().tolist() == [[3, 3, 3], [3, 3, 3]]
     assert capfd.readouterr() == ("", "")
@@ -304,7 +304,12 @@ def test_close(matmul):
     bound.close()
     bound.close()
     assert output.closed
-    for use in (bound.run, bound.synchronize, lambda: bound.outputs["y"], lambda: bound.set_input("x", random(5, 4))):
+    for use in (
+        bound.run,
+        bound.synchronize,
+        lambda: bound.outputs["y"],
+        lambda: bound.set_inputs({"x": random(5, 4)}),
+    ):
         with pytest.raises(RoclineError, match="closed"):
             use()
 
