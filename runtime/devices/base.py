@@ -77,8 +77,10 @@ class Device(Closing):
     Attributes:
         kind: ``hip``, ``cuda`` or ``cpu``.
         device_id: which device, from 0.
+        name: as its maker gives it.
         driver: the runtime; its ``lock`` keeps other threads from allocating during a graph capture.
         pool: where buffers get their memory.
+        staging: where copies to and from the host get theirs.
 
     Raises:
         DeviceError: there is no such device, or it does not answer.

@@ -156,16 +156,17 @@ class Buffer(Closing):
         """Queues a copy to the host and returns at once; `HostCopy.numpy` waits for it.
 
         Args:
-            stream: where to queue it; the stream of the last write if left out.
+            stream: where to queue it; the stream of the last write if left out, or the buffer's own if that is closed.
         """
         self.check_open()
-        return HostCopy(self, stream or self.storage.writer or self.stream)
+        writer = self.storage.writer
+        return HostCopy(self, stream or (self.stream if writer is None or writer.closed else writer))
 
     def numpy(self, *, stream: Stream | None = None) -> Array:
         """Returns a copy of the contents as they are after all that ``stream`` has queued; waits for that.
 
         Args:
-            stream: where to queue the copy; the stream of the last write if left out.
+            stream: where to queue the copy; as for `fetch` if left out.
         """
         if self.device.driver.host_memory:
             return self.array.copy()

@@ -119,6 +119,18 @@ def test_a_closed_stream_has_nothing_left_to_wait_for(driver, device, streams):
     assert edges(driver) == []
 
 
+def test_a_copy_to_the_host_needs_no_stream_while_one_is_open(device, streams):
+    one, two, three = streams
+    buffer = device.upload(np.arange(4.0), stream=one)
+    buffer.copy_from(np.zeros(4), stream=two)
+    two.close()
+    np.testing.assert_array_equal(buffer.numpy(), np.zeros(4))
+    one.close()
+    with pytest.raises(DeviceError, match=r"buffer .*: used on stream 0x\w+ on hip:0, which is closed"):
+        buffer.numpy()
+    np.testing.assert_array_equal(buffer.numpy(stream=three), np.zeros(4))
+
+
 def test_streams_wait_for_events_and_streams(driver, device, streams):
     one, two, three = streams
     buffer = device.allocate(4, stream=one)
