@@ -1,6 +1,6 @@
 """Checks devices, streams, buffers and DLPack on an NVIDIA GPU, with PyTorch and CuPy as the other side.
 
-    python tests/gpu/devices.py [--json FILE]
+    python tests/gpu/run_devices.py [--json FILE]
 
 Streams are made to lag by a kernel that waits, so that an edge that is missing shows as a wrong value; each such check
 is made a second time with the edge taken out, and has to fail then. These are results of an NVIDIA card.
