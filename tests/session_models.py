@@ -134,3 +134,60 @@ def encoder(layers=2):
     ids = [(name, INT64, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")]
     outputs = [("embedding", FLOAT, ["batch", HIDDEN])]
     return small_models.model(nodes, ids, outputs, weights, opsets={"": 17, "rocline": 1})
+
+
+def decoder(layers=2):
+    """Llama's shape, as an export fuses it: norms, rotary cache, grouped attention, gated products; a static cache."""
+    random = np.random.default_rng(5)
+    size, kv_heads = HIDDEN // HEADS, HEADS // 2
+    weights, nodes = [], []
+
+    def weight(name, *shape, scale=0.2):
+        weights.append(numpy_helper.from_array((random.standard_normal(shape) * scale).astype(np.float32), name))
+        return name
+
+    def node(kind, inputs, outputs, **attributes):
+        domain = "" if kind in ("Gather", "MatMul") else "rocline"
+        nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
+        return outputs[0]
+
+    def product(x, name, *shape):
+        return node("MatMul", [x, weight(f"{name}.w", *shape)], [f"{name}.out"])
+
+    def norm(x, name, skip=None):
+        given = [x, weight(f"{name}.scale", HIDDEN, scale=1), *([skip] if skip else [])]
+        return node("SkipRmsNorm", given, [f"{name}.out", *([f"{name}.sum"] if skip else [])], epsilon=1e-5)
+
+    angles = np.arange(POSITIONS)[:, None] / 100.0 ** (np.arange(0, size, 2) / size)
+    weights += [numpy_helper.from_array(f(angles).astype(np.float32), n) for f, n in ((np.cos, "cos"), (np.sin, "sin"))]
+    weights.append(numpy_helper.from_array(np.array([-1]), "last"))
+    x = node("Gather", [weight("embedding", VOCABULARY, HIDDEN, scale=1), "input_ids"], ["x"])
+    inputs = [(name, INT64, ["batch_size", "sequence_length"]) for name in ("input_ids", "position_ids")]
+    outputs, heads = [("logits", FLOAT, ["batch_size", 1, VOCABULARY])], {"heads": HEADS, "kv_heads": kv_heads}
+    added = None
+    for layer in range(layers):
+        kinds = ("past_key_values", "present")
+        past, present = ([f"{kind}.{layer}.{part}" for part in ("key", "value")] for kind in kinds)
+        shape = [1, kv_heads, "capacity", size]
+        inputs += [(name, FLOAT, shape) for name in past]
+        outputs += [(name, FLOAT, shape) for name in present]
+        normed = norm(x, f"{layer}.before", added)
+        x = f"{layer}.before.sum" if added else x
+        q, k, v = (
+            product(normed, f"{layer}.{part}", HIDDEN, size * count)
+            for part, count in (("q", HEADS), ("k", kv_heads), ("v", kv_heads))
+        )
+        rotated = [f"{layer}.rotated", *present]
+        node("RotaryCache", [q, k, v, *past, "position_ids", "cos", "sin"], rotated, rotary_dim=size, **heads)
+        seen = node("CachedAttention", [*rotated, "position_ids"], [f"{layer}.seen", f"{layer}.room"], **heads)
+        attended = product(seen, f"{layer}.o", HIDDEN, HIDDEN)
+        gated = product(norm(x, f"{layer}.after", attended), f"{layer}.gate", HIDDEN, 2 * WIDE)
+        x = f"{layer}.after.sum"
+        added = product(node("SwiGlu", [gated], [f"{layer}.act"]), f"{layer}.down", WIDE, HIDDEN)
+    final = node("Gather", [norm(x, "final", added), "last"], ["hidden"], axis=1)
+    node("MatMul", [final, weight("readout", HIDDEN, VOCABULARY)], ["logits"])
+    # ONNX Runtime asks an operator for the shapes of its optional outputs in vain; an export writes them down.
+    hidden = ["batch_size", "sequence_length", HIDDEN]
+    sums = [(output, FLOAT, hidden) for node in nodes for output in node.output if output.endswith(".sum")]
+    opsets = {"": 21, "rocline": 1}
+    return small_models.model(nodes, inputs, outputs, weights, opsets=opsets, ir_version=10, value_infos=sums)

@@ -17,7 +17,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import session_models as models
-import small_decoder
 import small_models
 from onnx import helper
 
@@ -146,19 +145,20 @@ def output_to_input_loop(bench):
 @program
 def one_buffer_in_and_out(bench):
     """A cache that each run updates in place, through two bindings of different lengths."""
-    session, cpu = both(bench, small_decoder.static())
+    session, cpu = both(bench, models.decoder())
     close_to(decode(session), decode(cpu))
 
 
 def decode(session, steps=6):
     """Prefills four tokens and decodes; returns the logits of each run."""
-    shape = (1, small_decoder.KV_HEADS, 16, small_decoder.SIZE)
-    names = ("key", "value")
-    parts = [session.device.allocate(shape, np.float32, stream=session.stream, zero=True) for _ in names]
-    past = {f"past_key_values.0.{name}": part for name, part in zip(names, parts, strict=True)}
-    present = {f"present.0.{name}": part for name, part in zip(names, parts, strict=True)}
+    past, present = {}, {}
+    for spec in session.inputs:
+        if spec.name.startswith("past_key_values."):
+            shape = [models.POSITIONS if size == "capacity" else size for size in spec.shape]
+            past[spec.name] = session.device.allocate(shape, np.float32, stream=session.stream, zero=True)
+            present[spec.name.replace("past_key_values", "present")] = past[spec.name]
     ids, logits = [3, 1, 4, 1], []
-    outputs = {"logits": (1, 1, small_decoder.VOCABULARY), **present}
+    outputs = {"logits": (1, 1, models.VOCABULARY), **present}
     prompt = {"input_ids": np.array([ids]), "position_ids": np.arange(len(ids))[None]}
     with session.bind({**prompt, **past}, outputs) as bound:
         bound.run()
@@ -169,8 +169,8 @@ def decode(session, steps=6):
             bound.inputs["position_ids"].copy_from(np.array([[position]]), stream=session.stream)
             bound.run()
             logits.append(bound.outputs["logits"].numpy())
-    for part in parts:
-        part.close()
+    for buffer in past.values():
+        buffer.close()
     return np.stack(logits)
 
 
@@ -381,7 +381,7 @@ def captured_bindings_are_dropped(bench):
 
 @program
 def captured_decoding(bench):
-    path = bench.save(small_decoder.static())
+    path = bench.save(models.decoder())
     session = bench.session(path, options={"graph_capture": True})
     close_to(decode(session), decode(bench.cpu(path)))
 
