@@ -203,7 +203,7 @@ def _whole(before: ir.Node, part: _Heads) -> ir.Value:
         if user.op_type == "Transpose" and list(user.attributes.get_ints("perm", [])) == _SPLIT:
             return user.outputs[0]
     (made,) = rewriting.insert(before, "Transpose", [part.value], {"perm": _SPLIT})
-    made.dtype = part.value.dtype
+    made.type = part.value.type
     if part.value.shape is not None:
         batch, tokens, _, _ = part.value.shape
         made.shape = ir.Shape([batch, part.heads, tokens, part.head])
@@ -238,7 +238,7 @@ def _positions(before: ir.Node, mask: ir.Value) -> ir.Value:
             return user.outputs[0]
     assert isinstance(before.graph, ir.Graph)
     (made,) = rewriting.insert(before, "Sub", [mask, _integers(before.graph, "rocline.one", 1)])
-    made.name, made.dtype, made.shape = _POSITIONS, mask.dtype, mask.shape
+    made.name, made.type, made.shape = _POSITIONS, mask.type, mask.shape
     return made
 
 
@@ -265,7 +265,7 @@ def _hidden_by(model: ir.Model, bias: ir.Value) -> ir.Value | None:
             feeds = {
                 value.name: _random(rng, value, mask.shape)
                 for value in model.graph.inputs
-                if value.name in evaluator.input_names
+                if value.name is not None and value.name in evaluator.input_names
             }
             feeds["attention_mask"] = rows.astype(np.int64)
             (found,) = evaluator.run(None, feeds)

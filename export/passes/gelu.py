@@ -190,7 +190,7 @@ def _replace(found: _Found, op_type: str, domain: str, attributes: dict[str, Any
     assert node is not None
     source, bias = _biased(found) if op_type in ("BiasGelu", "FastGelu") else (found.source, None)
     (made,) = rewriting.insert(node, op_type, [source, bias], attributes, domain=domain)
-    made.dtype = found.source.dtype
+    made.type = found.source.type
     rewriting.replace(found.result, made)
 
 

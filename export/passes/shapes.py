@@ -1,6 +1,7 @@
 """Shapes of the values of a graph, and the sizes that the tracer computes though they are known."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,16 +89,21 @@ def _fill(proto: onnx.GraphProto, graph: ir.Graph, nodes: Iterable[ir.Node]) -> 
                 proto.input.append(ir.serde.serialize_value(value))
         if (node.domain, node.op_type) == (rewriting.MARKERS, "Attention"):
             # Heads [batch, heads, tokens, head] come out as [batch, tokens, heads, head].
-            names = [[node.inputs[0].name], [node.outputs[0].name]]  # type: ignore[union-attr]
-            proto.node.append(onnx.helper.make_node("Transpose", *names, perm=(0, 2, 1, 3)))
+            heads, merged = node.inputs[0], node.outputs[0]
+            proto.node.append(_stand_in("Transpose", heads, merged, perm=(0, 2, 1, 3)))
         elif node.domain:
             proto.input.extend(ir.serde.serialize_value(output) for output in node.outputs if _is_kept(node, output))
             for output, source in _SHAPED_LIKE.get(f"{node.domain}::{node.op_type}", {}).items():
                 if output < len(node.outputs):
-                    names = [[node.inputs[source].name], [node.outputs[output].name]]  # type: ignore[union-attr]
-                    proto.node.append(onnx.helper.make_node("Identity", *names))
+                    proto.node.append(_stand_in("Identity", node.inputs[source], node.outputs[output]))
         elif not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
             proto.node.append(ir.serde.serialize_node(node))
+
+
+def _stand_in(op_type: str, source: ir.Value | None, made: ir.Value, **attributes: Any) -> onnx.NodeProto:
+    """Returns a node that inference knows, in the place of one that it does not."""
+    assert source is not None and source.name is not None and made.name is not None
+    return onnx.helper.make_node(op_type, [source.name], [made.name], **attributes)
 
 
 def _kept(node: ir.Node, shape: ir.Shape | None) -> ir.Shape | None:
@@ -146,7 +152,7 @@ def _fold_targets(graph: ir.Graph) -> None:
         result = node.outputs[0].shape
         if node.op_type != "Reshape" or node.domain or rewriting.constant(target) is not None or result is None:
             continue
-        if source is None or source.shape is None or node.attributes.get_int("allowzero", 0):
+        if source is None or source.shape is None or node.attributes.get_int("allowzero", 0) == 1:
             continue
         sizes = [_target(size, source.shape, axis) for axis, size in enumerate(result)]
         if sizes.count(-1) <= 1:
