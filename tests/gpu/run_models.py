@@ -12,6 +12,7 @@ These are results of an NVIDIA card.
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -61,6 +62,17 @@ def main():
 
 
 def run(folder):
+    import run_ops
+    import torch
+
+    with tempfile.TemporaryDirectory() as cubins:
+        run_ops.build_cubins(Path(cubins), "sm_{}{}".format(*torch.cuda.get_device_capability()))
+        os.environ["ROCLINE_CODE_OBJECTS"] = cubins
+        print(f"{torch.cuda.get_device_name()}, an NVIDIA card")
+        return compare_all(folder)
+
+
+def compare_all(folder):
     failed = 0
     models = sorted(folder.glob("*/rocline.json"))
     for manifest in models:
