@@ -6,11 +6,12 @@ that only hides something, a mask, is no overflow: it is clamped (`rocline.expor
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from rocline.export import precision
@@ -35,40 +36,49 @@ def scan(path: Path, cases: Iterable[Case]) -> dict[str, float]:
         path: an fp32 ONNX file.
         cases: its runs. Of a merged decoder's branches each is looked at in the cases that take it.
     """
-    peaks: dict[str, float] = defaultdict(float)
+    taken: dict[bool | None, list[Case]] = defaultdict(list)
     for case in cases:
-        for name, peak in _run(path, case).items():
-            peaks[name] = max(peaks[name], peak)
+        switch = case.feeds.get("use_cache_branch")
+        taken[None if switch is None else bool(switch[0])].append(case)
+    peaks: dict[str, float] = defaultdict(float)
+    for same in taken.values():
+        _run(path, same, peaks)
     return dict(peaks)
 
 
-def _run(path: Path, case: Case) -> dict[str, float]:
+def _run(path: Path, cases: Sequence[Case], peaks: dict[str, float]) -> None:
+    """Runs cases that take the same branch, and raises the peaks to what they reach."""
     import onnx
 
     from rocline.export import diverge, parity
 
-    model = diverge.branch(onnx.load_model(path, load_external_data=False), case)
+    model = diverge.branch(onnx.load_model(path, load_external_data=False), cases[0])
     onnx.load_external_data_for_model(model, str(path.parent))
     outputs = list(model.graph.output)
+    known = {output.name for output in outputs}
     made = [name for node in model.graph.node for name in node.output if name and node.op_type != "Constant"]
-    peaks = {}
-    for first in range(0, len(made), _VALUES_A_RUN):
-        chunk = made[first : first + _VALUES_A_RUN]
-        del model.graph.output[:]
-        model.graph.output.extend(outputs)
-        known = {output.name for output in outputs}
-        for name in chunk:
-            if name not in known:
-                model.graph.output.add().name = name
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            onnx.save_model(model, Path(folder) / path.name, save_as_external_data=True, location="weights")
-            session = parity.open_session(Path(folder) / path.name, stack)
-            for name, array in zip(chunk, session.run(chunk, case.feeds), strict=True):
-                if array.dtype == np.float32:
-                    peaks[name] = float(
-                        np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max(initial=0)
-                    )
-    return peaks
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Path(folder) / path.name
+        onnx.save_model(model, opened, save_as_external_data=True, location="weights")
+        for first in range(0, len(made), _VALUES_A_RUN):
+            chunk = made[first : first + _VALUES_A_RUN]
+            del model.graph.output[:]
+            model.graph.output.extend(outputs)
+            for name in chunk:
+                if name not in known:
+                    model.graph.output.add().name = name
+            opened.write_bytes(model.SerializeToString())
+            with ExitStack() as stack:
+                session = parity.open_session(opened, stack)
+                for case in cases:
+                    for name, array in zip(chunk, session.run(chunk, case.feeds), strict=True):
+                        if array.dtype == np.float32:
+                            peaks[name] = max(peaks[name], _peak(array))
+
+
+def _peak(array: npt.NDArray[np.float32]) -> float:
+    finite = np.abs(array, where=np.isfinite(array), out=np.zeros_like(array))
+    return float(finite.max(initial=0))
 
 
 def values(graph: ir.Graph, peaks: Mapping[str, float], largest: float) -> set[ir.Value]:

@@ -168,7 +168,8 @@ def test_a_cache_that_overflows_is_refused(tmp_path):
     assert llama.path.read_bytes() == before
 
 
-def test_the_scan_sees_every_value_of_both_branches(tmp_path):
+def test_the_scan_sees_every_value_of_both_branches(tmp_path, monkeypatch):
+    monkeypatch.setattr(overflow, "_VALUES_A_RUN", 90)
     t5 = exported("t5", tmp_path)
     path = t5.files["decoder_model_merged.onnx"]
     cases = [case for case in t5.cases() if case.model == path.name]
