@@ -99,6 +99,19 @@ def _is_function(module: torch.nn.Module) -> bool:
     return next(module.children(), None) is None and len(inspect.signature(module.forward).parameters) == 1
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """How a function rotates.
+
+    Attributes:
+        interleaved: pairs are neighbours instead of halves.
+        from_halves: its table has equal halves all the same.
+    """
+
+    interleaved: bool
+    from_halves: bool = False
+
+
 def rotary_kind(
     rotate: Callable[..., tuple[Tensor, Tensor]],
     *,
@@ -108,8 +121,8 @@ def rotary_kind(
     width: int,
     arguments: Sequence[Any] = (),
     keywords: Mapping[str, Any] = {},
-) -> bool | None:
-    """Tells how a function rotates q and k: it pairs neighbours (True), halves (False), or does something else (None).
+) -> Rotation | None:
+    """Tells how a function rotates q and k, or None where it does something else.
 
     Args:
         rotate: ``rotate(q, k, cos, sin, *arguments, **keywords)`` with q, k [B, H, T, D] and cos, sin [B, T, R].
@@ -118,18 +131,28 @@ def rotary_kind(
     generator = _generator()
     q = torch.randn(2, heads, 3, head_dim, generator=generator)
     k = torch.randn(2, kv_heads, 3, head_dim, generator=generator)
-    for interleaved in (False, True):
-        # Not a cosine and sine of anything: a formula that relies on cos² + sin² = 1 is another one.
-        half = [torch.randn(2, 3, width // 2, generator=generator) for _ in range(2)]
-        cos, sin = (part.repeat_interleave(2, -1) if interleaved else torch.cat((part, part), -1) for part in half)
+    # Not a cosine and sine of anything: a formula that relies on cos² + sin² = 1 is another one.
+    angles = [torch.randn(2, 3, width // 2, generator=generator) for _ in range(2)]
+    halves = [torch.cat((part, part), -1) for part in angles]
+    pairs = [in_pairs(part) for part in halves]
+    for rotation, given, table in (
+        (Rotation(interleaved=False), halves, halves),
+        (Rotation(interleaved=True), pairs, pairs),
+        (Rotation(interleaved=True, from_halves=True), halves, pairs),
+    ):
         try:
-            rotated = rotate(q, k, cos, sin, *arguments, **keywords)
+            rotated = rotate(q, k, *given, *arguments, **keywords)
         except Exception:  # whatever it wants, it is not called like this
             return None
-        marked = [mark(Rotary, x, cos, sin, interleaved) for x in (q, k)]
+        marked = [mark(Rotary, x, *table, rotation.interleaved) for x in (q, k)]
         if len(rotated) == 2 and all(_close(a, b) for a, b in zip(rotated, marked, strict=True)):
-            return interleaved
+            return rotation
     return None
+
+
+def in_pairs(table: Tensor) -> Tensor:
+    """Returns a rotary table [..., R] of equal halves with each angle twice in a row instead."""
+    return table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
 
 
 def rotary_table(module: torch.nn.Module, positions: int) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ class Seams:
         positions: how many there are; the rotary tables get as many rows.
 
     Attributes:
-        unmarked: what was left as PyTorch has it, and why, once for each module or call.
+        unmarked: what was left as PyTorch has it, and why, once for each module.
     """
 
     def __init__(self, model: Any, positions: int):
@@ -88,8 +88,11 @@ class Seams:
         self.positions = positions
         self.unmarked: list[str] = []
         self._probed: set[tuple[Any, ...]] = set()
+        # Of the forward that runs: its positions, the rotary rows it looked up with their tables, and their markers.
         self._position_ids: Tensor | None = None
         self._clamped: Tensor | None = None
+        self._tables: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._marked_rows: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     @contextlib.contextmanager
     def running(self, position_ids: Tensor) -> Iterator[Tensor]:
@@ -102,6 +105,8 @@ class Seams:
             yield self._clamped
         finally:
             self._position_ids = self._clamped = None
+            self._tables.clear()
+            self._marked_rows.clear()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -237,7 +242,7 @@ class Seams:
         return attention
 
     def _rotation(self, original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-        kinds: dict[Any, bool | None] = {}
+        kinds: dict[Any, probes.Rotation | None] = {}
 
         def rotate(
             q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *arguments: Any, **keywords: Any
@@ -249,22 +254,39 @@ class Seams:
             call = (*sizes.values(), repr(arguments), repr(keywords))
             if call not in kinds:
                 kinds[call] = probes.rotary_kind(original, arguments=arguments, keywords=keywords, **sizes)
-                if kinds[call] is None:
-                    self.unmarked.append(f"{original.__module__}.{original.__name__}: another rotary formula")
-            interleaved = kinds[call]
-            if interleaved is None:
+            kind = kinds[call]
+            rows = self._rows(cos, kind.from_halves) if kind else None
+            if kind is None or rows is None:
+                why = "another rotary formula" if kind is None else "its table is changed before it is used"
+                reason = f"{original.__module__}.{original.__name__}: {why}"
+                if reason not in self.unmarked:
+                    self.unmarked.append(reason)
                 return original(q, k, cos, sin, *arguments, **keywords)
-            return mark(Rotary, q, cos, sin, interleaved), mark(Rotary, k, cos, sin, interleaved)
+            return mark(Rotary, q, *rows, kind.interleaved), mark(Rotary, k, *rows, kind.interleaved)
 
         return rotate
 
     def _table(self, cos: Tensor, sin: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Returns a rotary embedding's forward: rows that mean what they are, and become a marker where it is used."""
+
         def forward(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-            ids = self._position_ids if position_ids is self._clamped else position_ids
-            rows: tuple[Tensor, Tensor] = mark(RotaryTable, ids, cos, sin)
+            rows = cos[position_ids], sin[position_ids]
+            if position_ids is self._clamped:
+                self._tables.append((rows[0], cos, sin))
             return rows
 
         return forward
+
+    def _rows(self, looked_up: Tensor, from_halves: bool) -> tuple[Tensor, Tensor] | None:
+        """Returns the marked rows of the table that a rotation is given; None where they come from elsewhere."""
+        for index, (rows, *table) in enumerate(self._tables):
+            if rows is looked_up:
+                asked = (index, from_halves)
+                if asked not in self._marked_rows:
+                    table = [probes.in_pairs(part) for part in table] if from_halves else table
+                    self._marked_rows[asked] = mark(RotaryTable, self._position_ids, *table)
+                return self._marked_rows[asked]
+        return None
 
     def _output_embeddings(self, stack: contextlib.ExitStack) -> None:
         head = self.model.get_output_embeddings()

@@ -32,7 +32,7 @@ class MarkedGraph:
         path: its ONNX file, with operators of the domain `rocline.custom_ops.rewriting.MARKERS`; inputs and outputs as
             in `static_config.make`.
         marked: how many operators of each kind it holds.
-        unmarked: what stayed as PyTorch has it, and why, once for each module or call.
+        unmarked: what stayed as PyTorch has it, and why, once for each module.
         capacity: the most positions a row can have.
     """
 

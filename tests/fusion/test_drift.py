@@ -108,12 +108,33 @@ def rotates_backwards(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     return HALVES(q, k, cos, -sin)
 
 
-@pytest.mark.parametrize("rotate", [rotates_backwards, modeling_glm.apply_rotary_pos_emb])
-def test_another_rotation_stays_as_it_is(trace, monkeypatch, rotate):
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotate)
+def test_another_rotation_stays_as_it_is(trace, monkeypatch):
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotates_backwards)
     model, graph = trace()
-    assert "Rotary" not in graph.marked
-    assert graph.unmarked == (f"{rotate.__module__}.{rotate.__name__}: another rotary formula",)
+    assert not {"Rotary", "RotaryTable"} & set(graph.marked)
+    assert graph.unmarked == (f"{__name__}.rotates_backwards: another rotary formula",)
+    assert_pytorchs_numbers(model, graph)
+
+
+def test_neighbours_are_paired_by_a_table_of_halves_too(trace, monkeypatch):
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_glm.apply_rotary_pos_emb)
+    model, graph = trace()
+    kinds = [node.attribute[0].i for node in onnx.load(graph.path).graph.node if node.op_type == "Rotary"]
+    assert kinds == [1, 1, 1, 1]
+    assert_pytorchs_numbers(model, graph)
+
+
+def test_a_rotary_table_that_is_changed_on_its_way_stays_as_it_is(trace, monkeypatch):
+    def faster(self, *given, position_embeddings, **more):
+        cos, sin = position_embeddings
+        return forward(self, *given, position_embeddings=(cos * 1.5, sin), **more)
+
+    forward = modeling_llama.LlamaAttention.forward
+    faster.__module__ = forward.__module__
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", faster)
+    model, graph = trace()
+    assert not {"Rotary", "RotaryTable"} & set(graph.marked)
+    assert graph.unmarked == (f"{forward.__module__}.apply_rotary_pos_emb: its table is changed before it is used",)
     assert_pytorchs_numbers(model, graph)
 
 
@@ -383,14 +404,14 @@ def test_a_use_of_the_caches_length_is_refused(trace, monkeypatch):
         trace()
 
 
-def test_positions_that_are_not_the_models_are_refused(trace, monkeypatch):
+def test_positions_that_are_not_the_graphs_own_stay_as_they_are(trace, monkeypatch):
     forward = modeling_llama.LlamaModel.forward
 
     def shifted(self, *given, position_ids=None, **more):
-        return forward(self, *given, position_ids=None if position_ids is None else position_ids + 0, **more)
+        return forward(self, *given, position_ids=None if position_ids is None else position_ids // 2, **more)
 
     monkeypatch.setattr(modeling_llama.LlamaModel, "forward", shifted)
-    with pytest.raises(markers.Refused, match="RotaryTable: its positions are not the graph's position_ids"):
+    with pytest.raises(markers.Refused, match="the marked model gives other logits"):
         trace()
 
 

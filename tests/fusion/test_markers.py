@@ -295,14 +295,14 @@ def test_a_product_is_told_from_its_transpose():
 
 def test_rotary_functions_are_told_apart():
     sizes = {"heads": 4, "kv_heads": 2, "head_dim": 8, "width": 8}
-    assert probes.rotary_kind(rotate_halves, **sizes) is False
-    assert probes.rotary_kind(rotate_interleaved, **sizes) is True
-    assert probes.rotary_kind(rotate_glm, **sizes) is None, "its table and its pairs are laid out differently"
-    backwards = {"q": lambda q, k, cos, sin: rotate_halves(q, k, cos, -sin)}
-    assert probes.rotary_kind(backwards["q"], **sizes) is None
+    halves = probes.Rotation(interleaved=False)
+    assert probes.rotary_kind(rotate_halves, **sizes) == halves
+    assert probes.rotary_kind(rotate_interleaved, **sizes) == probes.Rotation(interleaved=True)
+    assert probes.rotary_kind(rotate_glm, **sizes) == probes.Rotation(interleaved=True, from_halves=True)
+    assert probes.rotary_kind(lambda q, k, cos, sin: rotate_halves(q, k, cos, -sin), **sizes) is None
     # Partial, by functions that do and do not know of it.
     part = sizes | {"head_dim": 12}
-    assert probes.rotary_kind(transformers.models.phi3.modeling_phi3.apply_rotary_pos_emb, **part) is False
+    assert probes.rotary_kind(transformers.models.phi3.modeling_phi3.apply_rotary_pos_emb, **part) == halves
     assert probes.rotary_kind(rotate_halves, **part) is None
 
 
