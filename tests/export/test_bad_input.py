@@ -57,7 +57,8 @@ def refused(source, tmp_path, message, kind=ExportError, **options):
         ({"target": "tpu"}, "target 'tpu': expected one of .*rocm"),
         ({"dtype": "int3"}, "dtype 'int3': target 'rocm' runs fp32"),
         ({"dtype": "bf16", "target": "migraphx"}, "dtype 'bf16': target 'migraphx' runs"),
-        ({"cache": "static"}, "cache 'static': expected growing"),
+        ({"cache": "paged"}, "cache 'paged': expected static or growing"),
+        ({"cache": "growing", "sampling_head": True}, "sampling_head: cache is 'growing', expected 'static'"),
     ],
 )
 def test_arguments(bert, tmp_path, options, message):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -12,6 +13,7 @@ from rocline.errors import ExportError
 from rocline.export import recipes
 from rocline.export.cli import export, models
 from rocline.export.progress import Progress
+from rocline.runtime import fusion_table
 from rocline.runtime.manifest import Manifest
 
 
@@ -59,14 +61,19 @@ def test_export_says_what_it_did(tmp_path):
         "importing",
         "loading",
         "exporting",
+        "fusing",
+        "running",
         "fitting",
         "comparing",
         "hashing",
     ]
-    rest = [line for line in done.stderr.splitlines() if line not in stages]
-    assert rest[-1] == "licence: mit"
-    assert all(line.startswith("note: ") for line in rest[:-1])
     manifest = Manifest.read(out)
+    table = list(fusion_table.lines({name: dataclasses.asdict(entry) for name, entry in manifest.fusion.items()}))
+    assert table
+    rest = [line for line in done.stderr.splitlines() if line not in stages]
+    assert rest[: len(table)] == table
+    assert rest[-1] == "licence: mit"
+    assert all(line.startswith("note: ") for line in rest[len(table) : -1])
     manifest.verify(out)
     assert "model.onnx.data" in manifest.files
 

@@ -13,10 +13,11 @@ def exported(request, tmp_path_factory):
     def export(source, **arguments):
         if source in _SHARED:
             return request.getfixturevalue(source)
-        if source not in folders:
+        key = (source, *sorted(arguments.items()))
+        if key not in folders:
             out = tmp_path_factory.mktemp("exported") / "model"
             export_model(source, out, **arguments)
-            folders[source] = out
-        return folders[source]
+            folders[key] = out
+        return folders[key]
 
     return export

@@ -27,19 +27,19 @@ def test_every_architecture_is_compared():
 
 @pytest.fixture
 def models(exported, tmp_path, tmp_path_factory):
-    """`models(kind)`: PyTorch's model, its folder, and the folder exported from the same weights."""
+    """`models(kind, **arguments)`: PyTorch's model, its folder, and the folder exported from the same weights."""
 
-    def load(kind):
+    def load(kind, **arguments):
         folder = tmp_path / kind
         task = tiny_models.save(kind, folder)
         architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
         model = getattr(transformers, architecture).from_pretrained(folder).eval()
-        if kind in tiny_models.RECIPES:
+        if kind in tiny_models.RECIPES and not arguments:
             return model, folder, exported(tiny_models.RECIPES[kind])
         source = tmp_path_factory.getbasetemp() / f"tiny-{kind}"
         if not source.exists():
             tiny_models.save(kind, source)
-        return model, folder, exported(source, task=task)
+        return model, folder, exported(source, task=task, **arguments)
 
     return load
 
@@ -113,8 +113,11 @@ def test_encoder(kind, models):
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_decoder(kind, models):
-    """A prompt of two rows padded on the left, then three steps, each fed with what the step before made."""
-    model, folder, exported_folder = models(kind)
+    """A prompt of two rows padded on the left, then three steps, each fed with what the step before made.
+
+    In Optimum's own graph: tests/fusion compares the static cache.
+    """
+    model, folder, exported_folder = models(kind, cache="growing")
     inputs = batch(folder, side="left")
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     new, past = ids, {}
