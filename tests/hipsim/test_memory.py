@@ -3,7 +3,7 @@
 import pytest
 from simulated_device import MODES, cases, kinds
 
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, NOT_READY, DESTROYED, NOT_PERMITTED = 1, 2, 400, 600, 709, 800
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_STATE, NOT_READY, DESTROYED = 1, 2, 400, 401, 600, 709
 
 EXPECTED = {
     "new_memory_holds_no_numbers": ([], 64),
@@ -24,7 +24,7 @@ EXPECTED = {
     "time_between_events_that_keep_none": ([], INVALID_HANDLE),
     "event_that_was_never_recorded_is_done": ([], [0, 0]),
     "function_of_the_program_runs_in_order": ([], [5, 6]),
-    "function_of_the_program_calls_hip": (["call inside the device"], [NOT_PERMITTED]),
+    "function_of_the_program_calls_hip": (["call inside the device"], [ILLEGAL_STATE]),
     "rows_of_a_matrix": ([], 64),
     "words_of_a_fill": ([], 4),
     "findings_that_were_taken_are_gone": ([], [2, 0]),

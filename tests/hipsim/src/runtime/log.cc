@@ -96,7 +96,7 @@ int call(const char* function, const void* caller, const char* text, ...) {
   if (injected) return injected;
   if (const char* task = running_task()) {
     found("call inside the device", format("%s is called by %s, which runs on a stream", function, task));
-    return 800;  // hipErrorNotPermitted
+    return 401;  // hipErrorIllegalState
   }
   return 0;
 }

@@ -32,11 +32,17 @@ Mode mode() {
   refuse("HIPSIM_MODE", value, "sync, threaded or lazy");
 }
 
+int devices() {
+  const std::string value = text("HIPSIM_DEVICES", "1");
+  if (value != "0" && value != "1") refuse("HIPSIM_DEVICES", value, "0 or 1");
+  return value == "1";
+}
+
 }  // namespace
 
 const Settings& settings() {
   static const Settings& instance = *new Settings{mode(),
-                                                  static_cast<int>(number("HIPSIM_DEVICES", "1")),
+                                                  devices(),
                                                   number("HIPSIM_MEMORY", "16384") << 20,
                                                   number("HIPSIM_PROTECT", "0") != 0,
                                                   static_cast<unsigned>(number("HIPSIM_SEED", "0")),
