@@ -4,7 +4,12 @@ import json
 
 from rocm.bindings import hip
 
-PROPERTIES = ["name", "gcnArchName", "warpSize", "totalGlobalMem", "multiProcessorCount", "maxThreadsPerBlock", "major", "minor", "sharedMemPerBlock", "sharedMemPerBlockOptin", "maxThreadsPerMultiProcessor", "l2CacheSize", "memoryPoolsSupported", "maxSharedMemoryPerMultiProcessor", "clockInstructionRate", "isLargeBar", "asicRevision", "surfaceAlignment"]
+PROPERTIES = [
+    *("name", "gcnArchName", "warpSize", "totalGlobalMem", "multiProcessorCount", "maxThreadsPerBlock"),
+    *("major", "minor", "sharedMemPerBlock", "sharedMemPerBlockOptin", "maxThreadsPerMultiProcessor"),
+    *("l2CacheSize", "memoryPoolsSupported", "maxSharedMemoryPerMultiProcessor", "clockInstructionRate"),
+    *("isLargeBar", "asicRevision", "surfaceAlignment"),
+]
 
 
 def called(function: str, *arguments: object) -> object:
