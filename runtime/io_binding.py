@@ -10,16 +10,14 @@ On the CPU the same calls work on the host's memory, and a run is done when it r
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rocline.errors import InputError, RoclineError
 from rocline.runtime import capture as graphs
+from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import (
     AUTOMATIC,
     buffer_dtype,
@@ -31,58 +29,10 @@ from rocline.runtime.bound_tensors import (
     wanted_outputs,
 )
 from rocline.runtime.devices import Buffer, Event
-from rocline.runtime.inputs import InputCheck
 from rocline.runtime.manifest import TensorSpec
-from rocline.runtime.ort_binding import Arena, OrtBinding, read_on_host
+from rocline.runtime.ort_binding import OrtBinding
 from rocline.runtime.ort_log import LOGGER, essence
-from rocline.runtime.startup import Lane
-from rocline.runtime.turns import Turn, alone
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-
-@dataclass
-class Bindable:
-    """What bindings need of a session.
-
-    Attributes:
-        path: the model, for messages.
-        ort: ONNX Runtime's session.
-        memory: ONNX Runtime's name of the device's memory.
-        inputs: its inputs by name, those with a default in the model too.
-        outputs: its outputs by name.
-        check: checks inputs.
-        lane: the device and the stream.
-        host: where inputs are kept that the model reads on the host; the same lane if all is on the host.
-        turn: who runs.
-        run_options: onnxruntime.RunOptions with which a run only queues; None on the host.
-        graph_capture: whether a binding captures unless told otherwise.
-        uncapturable: why no run of the session can be captured; None if it can be tried.
-    """
-
-    path: Path
-    ort: "onnxruntime.InferenceSession"
-    memory: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-    check: InputCheck
-    lane: Lane
-    host: Lane
-    turn: Turn
-    run_options: Any
-    graph_capture: bool
-    uncapturable: str | None
-
-    @cached_property
-    def on_host(self) -> frozenset[str]:
-        """Inputs that the model reads on the host (a shape, for one), wherever it runs."""
-        return frozenset() if self.host is self.lane else read_on_host(self.ort, self.inputs)
-
-    @cached_property
-    def arena(self) -> Arena:
-        """What ONNX Runtime allocated for outputs."""
-        return Arena(self.lane.stream)
+from rocline.runtime.turns import alone
 
 
 class Binding:
@@ -103,12 +53,15 @@ class Binding:
 
     def __init__(
         self,
+        owner: object,
         session: Bindable,
         inputs: Mapping[str, Any],
         outputs: Mapping[str, Any] | Sequence[str] | None,
         ready: "Event | Iterable[Event] | None",
         capture: bool | None,
     ) -> None:
+        # A session that nobody holds any more is closed, and not while one of its bindings is in use.
+        self._owner: object = owner
         self._path, self._session, self._turn = session.path, session, session.turn
         self._device, self._stream = session.lane.device, session.lane.stream
         self._driver = self._device.driver
@@ -158,8 +111,7 @@ class Binding:
         """
         if ready is not None:
             self._wait(ready)
-        if self._try_capture:
-            self._capture()
+        if self._try_capture and self._capture():
             return
         with self._turn:
             self._prepare()
@@ -207,7 +159,7 @@ class Binding:
             self.closed = True
         self._ort.close()
         # What is closed may be kept for long, and must not keep ONNX Runtime's session, which needs the stream.
-        del self._session, self._run_ort, self._io
+        del self._owner, self._session, self._run_ort, self._io
         for buffer in (*self._inputs.values(), *self._outputs.values()):
             buffer.close()
         self._drop_graph()
@@ -241,10 +193,13 @@ class Binding:
         if name not in self._outputs:
             if not self._computed:
                 raise RoclineError(f"{self._path}: output '{name}': ONNX Runtime allocates it in run()")
-            values = self._ort.outputs(self._wanted)
-            for new in self._dynamic:
-                self._outputs[new] = self._arena.wrap(values[new], self._session.outputs[new])
+            self._take_outputs()
         return self._outputs[name]
+
+    def _take_outputs(self) -> None:
+        values = self._ort.outputs(self._wanted)
+        for name in self._dynamic:
+            self._outputs[name] = self._arena.wrap(values[name], self._session.outputs[name])
 
     def _drop_graph(self) -> None:
         graph, self._graph = self._graph, None
@@ -290,18 +245,36 @@ class Binding:
             self._computed = False
             raise RoclineError(f"{self._path}: run failed: {essence(error)}") from error
         self._computed = True
+        if self._dynamic and self._session.uncapturable is None:
+            self._copy_outputs()
 
-    def _capture(self) -> None:
-        """The first run, alone on the device, captured if that can be."""
+    def _copy_outputs(self) -> None:
+        """Moves what ONNX Runtime allocated to memory of the pool's.
+
+        A captured graph writes to memory that its run only borrowed from ONNX Runtime's arena, whoever has it now.
+        """
+        self._take_outputs()
+        for name in self._dynamic:
+            with self._outputs[name] as lent:
+                own = self._device.allocate(lent.shape, lent.dtype, stream=self._stream)
+                own.copy_from(lent, stream=self._stream)
+                self._outputs[name] = own
+
+    def _capture(self) -> bool:
+        """The first run, alone on the device, captured if that can be; False if another thread was first."""
         with alone(self._driver):
             self._prepare()
-            self._try_capture = False
+            if not self._try_capture:
+                return False
+            self._try_capture, self.uncaptured = False, "the first run failed"
+            inputs, outputs = list(self._inputs.values()), list(self._outputs.values())
             try:
-                inputs, outputs = list(self._inputs.values()), list(self._outputs.values())
                 self._graph = graphs.capture(self._queue, self._stream, inputs, outputs)
-                self.captured = True
             except graphs.Uncapturable as error:
                 self._refuse_capture(str(error))
+            else:
+                self.captured, self.uncaptured = True, ""
+            return True
 
     def _obstacle(self, capture: bool) -> str:
         """Returns why runs of this binding cannot be captured, or nothing."""

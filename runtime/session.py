@@ -14,8 +14,10 @@ import numpy as np
 from rocline.errors import InputError, RoclineError
 from rocline.runtime import onnx_file, ort_session, probe
 from rocline.runtime import options as session_options
+from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import in_buffers
 from rocline.runtime.inputs import InputCheck
+from rocline.runtime.io_binding import Binding
 from rocline.runtime.manifest import Manifest, TensorSpec
 from rocline.runtime.model import locate
 from rocline.runtime.ort_log import LOGGER, essence
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from rocline.runtime.devices import Device, Event, Stream
-    from rocline.runtime.io_binding import Bindable, Binding
 
 Array = np.ndarray[Any, Any]
 
@@ -156,7 +157,8 @@ class Session:
         Raises:
             RoclineError: this session is closed.
         """
-        return self._open_lane().device
+        with self._turn:
+            return self._open_lane().device
 
     @property
     def stream(self) -> "Stream":
@@ -165,7 +167,8 @@ class Session:
         Raises:
             RoclineError: this session is closed.
         """
-        return self._open_lane().stream
+        with self._turn:
+            return self._open_lane().stream
 
     def bind(
         self,
@@ -174,7 +177,7 @@ class Session:
         *,
         ready: "Event | Iterable[Event] | None" = None,
         capture: bool | None = None,
-    ) -> "Binding":
+    ) -> Binding:
         """Holds inputs and outputs on the device, so that a run copies nothing; see `rocline.runtime.io_binding`.
 
         Args:
@@ -192,18 +195,15 @@ class Session:
             DeviceError: a buffer is closed or elsewhere, or the device is out of memory.
             RoclineError: this session is closed.
         """
-        from rocline.runtime.io_binding import Binding
-
-        self._check_open()
-        binding = Binding(self._bindable, inputs or {}, outputs, ready, capture)
+        with self._turn:
+            bindable = self._bindable
+        binding = Binding(self, bindable, inputs or {}, outputs, ready, capture)
         self._bindings.add(binding)
         return binding
 
     @cached_property
-    def _bindable(self) -> "Bindable":
+    def _bindable(self) -> Bindable:
         """What bindings need of this session; made for the first."""
-        from rocline.runtime.io_binding import Bindable
-
         session, lane = self.ort, self._open_lane()
         if self._lane is None:
             host, options = lane, None

@@ -363,6 +363,24 @@ def captured_runs(bench):
 
 
 @program
+def a_captured_graph_leaves_outputs_alone(bench):
+    """What a run gave stays as it is while a graph, which borrowed the same memory for its own sake, is replayed."""
+    path = bench.save(models.chain())
+    session, cpu = bench.session(path, options={"graph_capture": True}), bench.cpu(path)
+    x, kept = random(4, 32), []
+    with session.bind({"x": random(64, 32)}) as bound, session.bind({"x": x}, {"y": None}, capture=False) as eager:
+        for turn in range(3):
+            bound.run()
+            eager.inputs["x"].copy_from(x + turn, stream=session.stream)
+            eager.run()
+            kept.append(eager.outputs["y"])
+        bound.run()
+        assert bound.captured, bound.uncaptured
+        for turn, got in enumerate(kept):
+            close_to(got.numpy(), cpu.run({"x": x + turn})["y"])
+
+
+@program
 def captured_bindings_are_dropped(bench):
     """Their graphs are freed when they are done, by the runs of others or with the session."""
     session = bench.session(models.chain(), options={"graph_capture": True})
@@ -610,6 +628,8 @@ EDGES = {
     ),
     # `ready` is forgotten.
     "ready": (Binding, "_wait", lambda self, ready: None, "a_foreign_producer"),
+    # What a run gave stays in memory that a captured graph writes to.
+    "borrowed": (Binding, "_copy_outputs", lambda self: None, "a_captured_graph_leaves_outputs_alone"),
     # An output's memory goes back to the arena while another stream reads it.
     "arena": (Arena, "collect", _collect_without_waiting, "outputs_dropped_while_another_stream_reads"),
 }

@@ -328,6 +328,13 @@ def test_a_session_closes_its_bindings(tmp_path):
             use()
 
 
+def test_a_binding_keeps_its_session(tmp_path):
+    path = small_models.save(small_models.matmul(), tmp_path)
+    with rocline.Session(path, ["cpu"]).bind({"x": random(5, 4)}) as bound:
+        bound.run()
+        assert np.array_equal(bound.outputs["y"].numpy(), random(5, 4) @ W)
+
+
 def test_a_closed_buffer_stays_bound(successor):
     state = successor.device.allocate((2,), np.float32, stream=successor.stream, zero=True)
     with successor.bind({"x": state}) as bound:
