@@ -8,7 +8,7 @@ HEADS, KV_HEADS, SIZE, VOCABULARY, CONTEXT = 4, 2, 8, 50, 40
 _HIDDEN = HEADS * SIZE
 
 
-def static(*, head=False, poison=None, opset=21):
+def static(*, head=False, poison=None):
     """One layer of attention between a token embedding and its transpose.
 
     Args:
@@ -70,4 +70,4 @@ def static(*, head=False, poison=None, opset=21):
         shapes = {"seed": ["batch_size", 2]}
         inputs += [(n, kinds.get(n, small_models.FLOAT), shapes.get(n, ["batch_size"])) for n in given]
         outputs.append(("next_token", small_models.INT64, ["batch_size"]))
-    return small_models.model(nodes, inputs, outputs, initializers, opsets={"": opset, "rocline": 1})
+    return small_models.model(nodes, inputs, outputs, initializers, opsets={"": 17, "rocline": 1})
