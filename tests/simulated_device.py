@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,13 @@ def _call(line: Mapping[str, Any]) -> Call:
 
 
 def run(
-    command: Sequence[object], mode: str = "sync", *, log: bool = False, timeout: float = 120, **settings: object
+    command: Sequence[object],
+    mode: str = "sync",
+    *,
+    log: bool = False,
+    timeout: float = 120,
+    text: str = "",
+    **settings: object,
 ) -> Finished:
     """Runs a command on the simulated device.
 
@@ -83,6 +90,7 @@ def run(
         mode: how streams run.
         log: whether to keep a call log.
         timeout: seconds, after which the test fails.
+        text: its standard input.
         settings: more variables, as ``HIPSIM_FAIL="hipMalloc:1:2"``.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -90,12 +98,33 @@ def run(
         environ = {**os.environ, "HIPSIM_MODE": mode, **{name: str(value) for name, value in settings.items()}}
         if log:
             environ["HIPSIM_LOG"] = str(path)
+        _build(environ.get("HIPSIM_ARCH", ""))
         words = [str(FOLDER / "run"), *map(str, command)]
-        done = subprocess.run(
-            words, env=environ, capture_output=True, text=True, timeout=timeout, check=False, errors="replace"
-        )
+        status, output, errors = _finish(words, environ, timeout)
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return Finished(done.returncode, done.stdout, done.stderr, tuple(map(json.loads, lines)))
+    return Finished(status, output, errors, tuple(map(json.loads, lines)))
+
+
+@functools.cache
+def _build(architecture: str) -> None:
+    """Builds the device and the kernels for it, which may take minutes that are none of the command's."""
+    environ = {**os.environ, "HIPSIM_ARCH": architecture}
+    done = subprocess.run([FOLDER / "run", "true"], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _finish(words: Sequence[str], environ: Mapping[str, str], timeout: float) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command; ends it with all its children where it takes too long."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, env=environ, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output, errors
 
 
 @functools.cache
