@@ -12,6 +12,7 @@ from rocline.runtime.manifest import TensorSpec
 from rocline.runtime.onnx_file import ANY_RANK, UNKNOWN
 from rocline.runtime.startup import Lane
 
+_ELEMENT = bytes(16)
 AUTOMATIC = object()
 """An output that is allocated once where its shape follows from the inputs', and else by ONNX Runtime at each run."""
 
@@ -35,7 +36,7 @@ def buffer_dtype(spec: TensorSpec) -> "np.dtype[Any]":
 
 def stand_in(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
     """Returns an array of one element's memory that has this shape and dtype: what checks of inputs look at."""
-    return np.broadcast_to(np.empty((), dtype), shape)
+    return np.ndarray(shape, dtype, _ELEMENT, strides=(0,) * len(shape))
 
 
 def infer_shape(

@@ -69,7 +69,7 @@ class Binding:
         self._outputs: dict[str, Buffer] = {}
         self._wanted = wanted_outputs(session.outputs, outputs)
         self._dynamic: tuple[str, ...] = ()
-        self._computed = False
+        self._computed = self._renewed = False
         self._arena = session.arena
         self._handovers = -1
         self._graph: graphs.Graph | None = None
@@ -225,7 +225,8 @@ class Binding:
             # Who holds the last run's outputs keeps them.
             for name in self._dynamic:
                 self._outputs.pop(name, None)
-            self._ort.bind_new(self._dynamic)
+            if not self._renewed:
+                self._ort.bind_new(self._dynamic)
 
     def _announce(self) -> None:
         """Lets the stream wait for what others did with the buffers, and notes what it is about to do with them."""
@@ -239,6 +240,7 @@ class Binding:
             self._handovers = self._driver.handovers
 
     def _queue(self) -> None:
+        self._renewed = False
         try:
             self._run_ort(self._io, self._options)
         except Exception as error:
@@ -338,11 +340,12 @@ class Binding:
         for name, wanted in self._wanted.items():
             spec, where = session.outputs[name], f"output '{name}'"
             buffer_dtype(spec)
-            shape = infer_shape(spec, session.inputs, shapes)
+            shape = None if wanted is None else infer_shape(spec, session.inputs, shapes)
             value = shape if wanted is AUTOMATIC else wanted
             bound = self._outputs.get(name)
             if value is None:
                 dynamic.append(name)
+                self._outputs.pop(name, None)
                 self._ort.bind_new([name])
             elif bound is None or (wanted is AUTOMATIC and bound.shape != shape):
                 buffer = own_buffer(where, spec, value, session.lane)
@@ -351,6 +354,7 @@ class Binding:
                     bound.close()
                 check_output(where, spec, shape, buffer)
                 self._ort.bind_output(name, buffer)
+        self._renewed, self._computed = True, False
         self._dynamic = tuple(dynamic)
         check_overlaps(self._inputs, self._outputs)
         self._handovers = -1

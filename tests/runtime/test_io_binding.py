@@ -171,6 +171,10 @@ def test_a_growing_output_is_fed_back(tmp_path):
             bound.run()
             bound.set_inputs({"past": bound.outputs["present"]})
         assert bound.inputs["past"].numpy().tolist() == [0, 1, 2, 3, 4]
+        with pytest.raises(RoclineError, match="output 'present': ONNX Runtime allocates it"):
+            bound.outputs["present"]
+        bound.run()
+        assert bound.outputs["present"].numpy().tolist() == [0, 1, 2, 3, 4, 4]
 
 
 def test_some_of_the_outputs(tmp_path):
