@@ -100,7 +100,7 @@ def run(
             environ["HIPSIM_LOG"] = str(path)
         _build(environ.get("HIPSIM_ARCH", ""))
         words = [str(FOLDER / "run"), *map(str, command)]
-        status, output, errors = _finish(words, environ, timeout)
+        status, output, errors = _finish(words, environ, text, timeout)
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return Finished(status, output, errors, tuple(map(json.loads, lines)))
 
@@ -113,14 +113,14 @@ def _build(architecture: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _finish(words: Sequence[str], environ: Mapping[str, str], timeout: float) -> tuple[int, str, str]:
+def _finish(words: Sequence[str], environ: Mapping[str, str], text: str, timeout: float) -> tuple[int, str, str]:
     """Exit status, output and errors of a command; ends it with all its children where it takes too long."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        words, env=environ, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+        words, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
     ) as process:
         try:
-            output, errors = process.communicate(timeout=timeout)
+            output, errors = process.communicate(text, timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
