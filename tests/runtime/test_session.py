@@ -143,6 +143,19 @@ def test_wrong_arguments(matmul, arguments, error, message):
         rocline.Session(matmul, **arguments)
 
 
+def test_a_stream_is_not_ignored(matmul):
+    with rocline.Session(matmul, ["cpu"]) as session:
+        for stream in (session, session.stream):
+            with pytest.raises(
+                InputError, match=r"stream 0x0 on cpu:0 was given, but no provider .* takes one \(cpu\)"
+            ):
+                rocline.Session(matmul, ["cpu"], stream=stream)
+        # Where the GPU is left out, with the reason, so is its stream.
+        with rocline.Session(matmul, ["rocm"], stream=session) as fallen_back:
+            assert fallen_back.report.active == (CPU,)
+            assert fallen_back.stream is not session.stream
+
+
 def test_cpu_alone_is_no_fallback(matmul, caplog):
     with rocline.Session(matmul, ["cpu"], strict=True) as session:
         assert session.report.requested == session.report.active == (CPU,)
