@@ -115,6 +115,8 @@ Status Inference::input(int index, SymbolicShape& shape) const {
 }
 
 Status Inference::output(int index, const SymbolicShape& shape) const {
+  // ONNX Runtime shows a tensor of unknown rank as a scalar; left alone, it infers the type without the shape.
+  if (shape.rank == 0) return {};
   const Argument& argument = schema_.outputs[index];
   // ONNX Runtime does not say which optional outputs a node has, and writes past the end for one that is not there.
   if (argument.arity == ort::Arity::optional) return {};

@@ -44,9 +44,9 @@ class RotaryCache final : public Kernel {
     ROCLINE_TRY(shapes.input(kK, k));
     ROCLINE_TRY(shapes.input(kPastK, past));
     if (y.rank == 3 && k.rank == 1 && past.rank == 4) {
-      // Packed: less k's and v's columns. A size that is not known needs a name: ONNX Runtime would write -1.
+      // Packed: less k's and v's columns.
       const bool known = y[-1].known() && past[1].known() && past[3].known();
-      y[-1] = known ? Dim{y[-1].size - 2 * past[1].size * past[3].size, ""} : Dim{-1, "rotated_columns"};
+      y[-1] = known ? Dim{y[-1].size - 2 * past[1].size * past[3].size, ""} : Dim{-1, ""};
     }
     return shapes.output(0, y);
   }

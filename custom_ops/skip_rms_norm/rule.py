@@ -19,12 +19,13 @@ class PutIn(Rule):
         matched = 0
         for node in list(model.graph):
             if (node.domain, node.op_type) == (MARKERS, "RmsNorm"):
-                _put_in(node)
+                put_in(node)
                 matched += 1
         return Outcome(self.name, self.made, matched)
 
 
-def _put_in(node: ir.Node) -> None:
+def put_in(node: ir.Node) -> None:
+    """Lowers one marked norm, with the sum before it."""
     x, weight = node.inputs
     assert x is not None
     add = producer(x, "Add")

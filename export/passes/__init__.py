@@ -17,7 +17,7 @@ from rocline.export.passes.activations import Activations
 from rocline.export.passes.gelu import Gelu
 from rocline.export.passes.idle_nodes import IdleNodes, IdleReshapes
 from rocline.export.passes.last_token import LastToken
-from rocline.export.passes.shapes import KnownSizes
+from rocline.export.passes.shapes import InferShapes, KnownSizes
 from rocline.export.passes.skip_layer_normalization import SkipLayerNormalization
 from rocline.export.passes.tidying import Duplicates, Tidy
 from rocline.export.targets import Target
@@ -31,10 +31,12 @@ ORDER: tuple[Rule | Stage, ...] = (
     Stage.CACHE,
     Stage.ATTENTION,
     Stage.GATE,
+    InferShapes(),
     Stage.NORM,
     LastToken(),
     Activations(),
     Gelu(),
+    InferShapes(),
     SkipLayerNormalization(),
     Stage.POOL,
     Stage.SAMPLE,

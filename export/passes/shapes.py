@@ -50,6 +50,18 @@ class KnownSizes(Rule):
         return Outcome(self.name, self.made, max(0, folded))
 
 
+class InferShapes(Rule):
+    """What became of a graph gets its shapes anew, for the rules that need them."""
+
+    name = "shapes"
+    made = "nothing"
+
+    def apply(self, model: ir.Model, context: Context) -> Outcome:
+        """Infers the shapes of all values."""
+        infer(model)
+        return Outcome(self.name, self.made, 0)
+
+
 def infer(model: ir.Model) -> None:
     """Sets the shape and dtype of every value that ONNX's shape inference tells.
 

@@ -8,7 +8,6 @@ import onnx_ir as ir
 from rocline.custom_ops import rewriting
 from rocline.custom_ops.rewriting import Context, Outcome, Refusal, Rule
 from rocline.custom_ops.rule_values import same_shape
-from rocline.export.passes import shapes
 
 _DOMAIN = "com.microsoft"
 
@@ -20,8 +19,7 @@ class SkipLayerNormalization(Rule):
     made = "SkipLayerNormalization"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
-        """Rewrites every LayerNormalization of a sum, also in subgraphs."""
-        shapes.infer(model)
+        """Rewrites every LayerNormalization of a sum, also in subgraphs. The shapes of values must be known."""
         matched, refused = 0, []
         for graph in (model.graph, *model.graph.subgraphs()):
             for node in list(graph):

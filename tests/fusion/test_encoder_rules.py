@@ -24,8 +24,8 @@ FUSED = {
         "decoder_model_merged.onnx": {"BiasGelu": 4, "CachedAttention": 8, "SkipLayerNormalization": 12},
     },
     "t5": {
-        "encoder_model.onnx": {"CachedAttention": 2},
-        "decoder_model_merged.onnx": {"CachedAttention": 8},
+        "encoder_model.onnx": {"CachedAttention": 2, "SkipRmsNorm": 5},
+        "decoder_model_merged.onnx": {"CachedAttention": 8, "SkipRmsNorm": 14},
     },
 }
 # Reasons beside "the shapes that it sums may differ", which the first norm after an embedding has everywhere.
