@@ -158,6 +158,15 @@ def free(session: Any) -> None:
     session._profiling_start_time_ns = None
 
 
+STAGING = frozenset({"Concat", "GatherND", "Resize", "ScatterND", "Split", "Upsample"})
+"""Operators whose GPU kernels read tables that ONNX Runtime stages in pinned memory.
+
+That memory is given back at the end of a run that waits; else only by a callback on the stream when the session is
+gone. The callback is then the last to let go of the arena, which frees its memory: a call of HIP from inside HIP, which
+ends the process (rocm_stream_handle.cc and cuda_stream_handle.cc of ONNX Runtime 1.22: ReleaseCpuBufferCallback).
+"""
+
+
 def run_options(*, wait: bool) -> Any:
     """Returns onnxruntime.RunOptions for a GPU: ``wait`` until the stream is done, or leave that to the caller."""
     import onnxruntime

@@ -116,6 +116,11 @@ class Session:
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
         self._capture, self._uncapturable = checked.session.get("graph_capture", False), started.capture
         notes = [_WIDENED] if started.plan.widen else []
+        # A session that can be captured frees that memory from the host.
+        staging = started.lane is not None and started.capture is not None
+        self._staging = sorted(ort_session.STAGING & outline.operators.keys()) if staging else []
+        if self._staging:
+            notes.append(f"every run waits for the device, as ONNX Runtime needs it to after {', '.join(self._staging)}")
         if self._capture and started.capture:
             notes.append(f"graphs are not captured: {started.capture}")
         self.report = Report(
@@ -209,7 +214,7 @@ class Session:
             host, options = lane, None
         else:
             host = self._host = Lane.open("cpu", 0)
-            options = run_options(wait=False)
+            options = run_options(wait=bool(self._staging))
         optional = (_spec(node) for node in session.get_overridable_initializers())
         return Bindable(
             path=self._path,

@@ -30,7 +30,7 @@ SIZE = 8
 
 
 def write_model(path: Path) -> None:
-    """MatMul, Add, AddScale, ReduceMax and Softmax: BLAS, MIOpen, provider kernels and one of ours."""
+    """MatMul, Add, AddScale, ReduceMax, Softmax and Concat: BLAS, MIOpen, provider kernels and one of ours."""
     random = np.random.default_rng(0)
     weights = {
         "w": random.standard_normal((SIZE, SIZE)).astype(np.float32),
@@ -42,10 +42,10 @@ def write_model(path: Path) -> None:
         helper.make_node("AddScale", ["sum", "x"], ["scaled"], domain="rocline", scale=0.5),
         helper.make_node("ReduceMax", ["scaled"], ["most"], axes=[0], keepdims=1),
         helper.make_node("Softmax", ["scaled"], ["soft"], axis=-1),
-        helper.make_node("Sub", ["soft", "most"], ["y"]),
+        helper.make_node("Concat", ["soft", "most"], ["y"], axis=0),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIZE, SIZE])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [SIZE, SIZE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [SIZE + 1, SIZE])
     constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     versions = [helper.make_opsetid("", 17), helper.make_opsetid("rocline", 1)]
     graph = helper.make_graph(nodes, "graph", [x], [y], constants)
