@@ -36,6 +36,9 @@ def _why_not(node: ir.Node) -> str | None:
     head = node.attributes["head_dim"].as_int()
     if head > _LARGEST_HEAD:
         return f"heads of {head} elements, CachedAttention takes up to {_LARGEST_HEAD}"
+    # What the operator takes 0 for is another thing: no window, and the usual scale.
+    if node.attributes["window"].as_int() == 0 or node.attributes["scale"].as_float() == 0:
+        return "a window or a scale of 0"
     # ONNX Runtime keeps no other order between what writes the cache in place and what reads it.
     caches = [rewriting.producer(cache, "RotaryCache", domain=DOMAIN) for cache in node.inputs[1:3]]
     if caches[0] is None or caches[0] is not caches[1]:

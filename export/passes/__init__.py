@@ -71,12 +71,13 @@ def run(
 
 
 def apply(model: ir.Model, rules: Iterable[Rule], context: Context) -> list[Outcome]:
-    """Applies rules in their order; what a rule left behind is gone before the next one looks at who reads a value."""
+    """Applies rules in their order; what a rule left unused or out of order is put right before the next one."""
     outcomes = []
     for rule in rules:
         outcomes.append(rule.apply(model, context))
         if outcomes[-1].matched:
             common.RemoveUnusedNodesPass()(model)
+            model.graph.sort()
     return outcomes
 
 

@@ -47,8 +47,18 @@ LATER = ("Mul", ["s", "y"], ["z"])
         (norm([ADD, (*LATER[:1], ["s", "s"], ["z"]), NORM], {"z": X, "y": X}), 3, 2, {"Mul": 1}),
         (norm([("RmsNorm", ["a", "w"], ["y"], {"epsilon": 1e-3})], {"y": X}, inputs=("a",)), 2, 1, {}),
         (norm([("Mul", ["a", "b"], ["s"]), NORM], {"y": X}), 2, 1, {"Mul": 1}),
+        (
+            norm(
+                [ADD, ("Neg", ["v"], ["u"]), ("RmsNorm", ["s", "u"], ["y"], {"epsilon": 1e-3})],
+                {"y": X},
+                shapes={"v": (randn(HIDDEN), [HIDDEN])},
+            ),
+            3,
+            1,
+            {"Neg": 1},
+        ),
     ],
-    ids=["sum", "sum read later", "sum returned", "sum read before", "no sum", "another operator"],
+    ids=["sum", "sum read later", "sum returned", "sum read before", "no sum", "another operator", "weight made later"],
 )
 def test_a_norm_takes_the_sum_before_it(marked, inputs, outputs, operators, tmp_path):
     lowered = apply(marked, Norm())

@@ -332,6 +332,13 @@ def test_large_heads_stay_a_marker():
     assert [refusal.reason for refusal in outcome.refused] == ["heads of 264 elements, CachedAttention takes up to 256"]
 
 
+@pytest.mark.parametrize("zero", ["window", "scale"])
+def test_a_zero_that_means_something_else_stays_a_marker(zero):
+    lowered = marker_graphs.apply(plain(**{zero: 0 if zero == "window" else 0.0}).made(), *RULES)
+    assert [refusal.reason for refusal in lowered.outcomes[-1].refused] == ["a window or a scale of 0"]
+    assert lowered.operators["Attention"] == 1
+
+
 def shared_weight():
     block = plain()
     block.outputs["again"] = ["batch", "tokens", "columns"]
