@@ -18,7 +18,7 @@ struct Flight {
   const Operation* operation;
   std::uintptr_t start, end;
   bool writes;
-  bool running;
+  bool running, reported;
 };
 std::vector<Flight>& flights = *new std::vector<Flight>;
 
@@ -27,7 +27,7 @@ bool watched() { return settings().protect && settings().mode != Mode::sync; }
 int protection(std::uintptr_t page) {
   int allowed = PROT_READ | PROT_WRITE;
   for (const Flight& flight : flights) {
-    if (flight.end <= page || flight.start >= page + kPage) continue;
+    if (flight.end <= page || flight.start >= page + kPage || flight.reported) continue;
     if (flight.running) return PROT_READ | PROT_WRITE;
     allowed &= flight.writes ? PROT_NONE : PROT_READ;
   }
@@ -47,7 +47,7 @@ void flight_queued(const Operation& operation) {
     const Allocation* allocation = find_allocation(access.address);
     if (!allocation || allocation->kind != Kind::pinned || !allocation->freed.empty()) continue;
     const auto start = reinterpret_cast<std::uintptr_t>(access.address);
-    flights.push_back({&operation, start, std::min(start + access.bytes, allocation->end()), access.writes, false});
+    flights.push_back({&operation, start, std::min(start + access.bytes, allocation->end()), access.writes, false, false});
     protect(flights.back());
   }
 }
@@ -70,13 +70,14 @@ void flight_landed(const Operation& operation) {
 }
 
 bool excuse_fault(std::uintptr_t address, bool is_write) {
-  for (const Flight& flight : flights)
-    if (!flight.running && !running_operation() && flight.start <= address && address < flight.end &&
-        (flight.writes || is_write)) {
+  for (Flight& flight : flights)
+    if (!flight.running && !flight.reported && !running_operation() && flight.start <= address &&
+        address < flight.end && (flight.writes || is_write)) {
       found("host access", std::string("the program itself ") + (is_write ? "writes " : "reads ") +
                                describe_range(address, address + 1) + ", which " + describe(*flight.operation) +
                                " is still to " + (flight.writes ? "write" : "read"));
-      break;
+      flight.reported = true;
+      protect(flight);
     }
   // It may go on: what else lies on the page is its own.
   return mprotect(reinterpret_cast<void*>(address / kPage * kPage), kPage, PROT_READ | PROT_WRITE) == 0;
