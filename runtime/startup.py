@@ -111,8 +111,10 @@ def start(plan: Plan, probes: Sequence[Probe], device_id: int, stream: Stream | 
     Raises:
         ModelError: this onnxruntime does not load the model, on the CPU either.
         ProviderError: ``strict``, and a provider cannot be used.
-        InputError: ``stream`` is closed, or no stream of the provider's device, or no provider takes one.
+        InputError: ``stream`` is none, closed, or of another device, or no provider takes one.
     """
+    if stream is not None and not isinstance(stream, Stream):
+        raise InputError(f"stream: {stream!r}, expected a Session or a Stream")
     if stream is not None and not any(p.provider.takes_user_stream for p in probes):
         names = ", ".join(p.provider.name for p in probes)
         raise InputError(f"stream: {stream} was given, but no provider that was asked for takes one ({names})")

@@ -5,6 +5,7 @@ arenas make during runs and while a session is created, would break another thre
 takes the turns of all sessions, and the lock under which `rocline.runtime.devices` allocates.
 """
 
+import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ def alone(driver: Driver) -> Iterator[None]:
     The caller must hold no turn.
     """
     with ExitStack() as stack:
+        # A session that the collector finds would be closed in this very thread, in the midst of the block.
+        if gc.isenabled():
+            gc.disable()
+            stack.callback(gc.enable)
         stack.enter_context(_registry)
         # Always in the same order, so that two captures cannot wait for each other.
         for turn in sorted(_turns, key=id):

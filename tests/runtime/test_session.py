@@ -136,6 +136,7 @@ def test_options_reach_onnxruntime(matmul):
         ({"options": {"threads": "2"}}, InputError, "option 'threads': '2', expected a whole number"),
         ({"device_id": -1}, InputError, "device_id: -1"),
         ({"verify": True}, ModelError, "nothing to verify against"),
+        ({"stream": 0x7F00}, InputError, "stream: 32512, expected a Session or a Stream"),
     ],
 )
 def test_wrong_arguments(matmul, arguments, error, message):

@@ -1,5 +1,6 @@
 """A capture is alone: runs, new sessions and allocations of other threads wait for its end, and go on then."""
 
+import gc
 import threading
 
 import pytest
@@ -98,3 +99,15 @@ def test_the_capturing_thread_may_allocate(device):
     stream = device.create_stream()
     with alone(device.driver):
         device.allocate((1,), stream=stream).close()
+
+
+def test_nothing_is_collected_meanwhile(device):
+    """A session in a cycle of garbage would be closed by the thread that holds its turn, and wait for itself."""
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with alone(device.driver):
+                assert not gc.isenabled()
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
