@@ -6,6 +6,7 @@ from onnx_ir.passes import common
 from rocline import custom_ops
 from rocline.custom_ops.rewriting import Context, Outcome, Rule
 
+_FEW = 16
 _VERSIONS = {custom_ops.DOMAIN: custom_ops.VERSION, "com.microsoft": 1}
 
 
@@ -19,9 +20,25 @@ class Duplicates(Rule):
         """Merges duplicates and counts how many nodes that saved."""
         before = sum(1 for _ in model.graph.all_nodes())
         common.RemoveUnusedNodesPass()(model)
+        for graph in (model.graph, *model.graph.subgraphs()):
+            _merge_numbers(graph)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
         return Outcome(self.name, self.made, before - sum(1 for _ in model.graph.all_nodes()))
+
+
+def _merge_numbers(graph: ir.Graph) -> None:
+    """Makes equal lists of a few integers one initializer: axes, indices, shapes. Weights stay as they are."""
+    kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        small = tensor is not None and tensor.size <= _FEW and tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        if tensor is None or not small or value.is_graph_input() or value.is_graph_output():
+            continue
+        array = tensor.numpy()
+        same = kept.setdefault((tensor.dtype, array.shape, array.tobytes()), value)
+        if same is not value:
+            value.replace_all_uses_with(same)
 
 
 class Tidy(Duplicates):
