@@ -64,8 +64,9 @@ def test_descriptors_come_back_after_an_error(capfd):
         ("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running If node. Name:'a' Status "
          "Message: Non-zero status code returned while running MatMul node. Name:'b' Status Message: "
          "matmul_helper.h:59 Compute MatMul dimension mismatch", "MatMul node 'b': MatMul dimension mismatch"),
-        ("Exception during initialization: [with ERRTYPE = hipError_t; bool THRW = true] [with ERRTYPE = hipError_t] HIP "
-         "failure 2: hipErrorOutOfMemory ; GPU=0 ; hostname=vm ; file=/root/hip.cc ; line=7 ; expr=hipMalloc(&p, (n)); ",
+        ("Exception during initialization: [with ERRTYPE = hipError_t; bool THRW = true] [with ERRTYPE = hipError_t] "
+         "HIP failure 2: hipErrorOutOfMemory ; GPU=0 ; hostname=vm ; file=/root/hip.cc ; line=7 ; "
+         "expr=hipMalloc(&p, (n)); ",
          "Exception during initialization: HIP failure 2: hipErrorOutOfMemory in hipMalloc"),
         ("two\nlines", "two lines"),
     ],
