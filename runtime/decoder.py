@@ -34,9 +34,6 @@ _PAST = re.compile(r"past_key_values\.(.+)")
 class Decoder(ABC):
     """A decoder-only model in a session; texts that it starts share the session and nothing else."""
 
-    prefill_chunk: int
-    """Tokens of a prompt that this layout takes fastest in one run, while Ctrl-C waits for no longer than a moment."""
-
     @abstractmethod
     def start(self, room: int) -> "Decoding":
         """Returns a text of its own with nothing in its cache and room for ``room`` tokens at least."""

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
+PREFILL_CHUNK = 128
+"""Tokens of the prompt that go through the model in one run.
+
+A run cannot be interrupted, and a graph with a growing cache gives the logits of every token of it: chunks bound how
+long Ctrl-C waits, and the memory, and cost next to nothing (``benchmarks/decode.py --prefill``).
+"""
+
 
 class Options(TypedDict, total=False):
     """What `Generator.stream` and its siblings take by keyword.
@@ -59,8 +66,7 @@ class Generator:
         capacity: most tokens that prompt and answer may have together. A static cache takes its memory at once: for
             so many tokens a stream, or where no capacity is given for the prompt and ``max_new_tokens``, rounded up to
             256. None: the model's context, and no limit where it names none.
-        prefill_chunk: tokens of the prompt that go through the model in one run, which Ctrl-C cannot interrupt; None:
-            256 with a static cache and 128 with a growing one (``benchmarks/decode.py --prefill``).
+        prefill_chunk: tokens of the prompt that go through the model in one run, see `PREFILL_CHUNK`.
 
     Attributes:
         tokenizer: the model's tokenizer.
@@ -82,7 +88,7 @@ class Generator:
         device_id: int = 0,
         options: Mapping[str, Any] | None = None,
         capacity: int | None = None,
-        prefill_chunk: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         for name, value in (("capacity", capacity), ("prefill_chunk", prefill_chunk)):
             if value is not None and value < 1:
@@ -100,7 +106,7 @@ class Generator:
             if interface.static
             else GrowingDecoder(self._session, interface, device_id)
         )
-        self.prefill_chunk = prefill_chunk or self._decoder.prefill_chunk
+        self.prefill_chunk = prefill_chunk
         self.tokenizer = TextTokenizer(folder)
 
     @property

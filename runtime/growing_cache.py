@@ -33,9 +33,6 @@ class GrowingDecoder(Decoder):
         ModelError: the cache's inputs are not as `Interface.cache_shape` expects.
     """
 
-    # Such a graph gives the logits of every token of a run: this bounds the memory, and is no slower than one long run.
-    prefill_chunk = 128
-
     def __init__(self, session: Session, interface: Interface, device_id: int) -> None:
         self.session = session
         self.interface = interface

@@ -35,9 +35,6 @@ class StaticDecoder(Decoder):
         ModelError: the cache's inputs are not as `Interface.cache_shape` expects, or the vocabulary is not fixed.
     """
 
-    # The head runs on the last token only: the larger the faster, but Ctrl-C waits for the end of a run.
-    prefill_chunk = 256
-
     def __init__(self, session: Session, interface: Interface, capacity: int | None, context: int | None) -> None:
         self.session = session
         self.interface = interface

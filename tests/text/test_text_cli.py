@@ -59,6 +59,15 @@ def test_a_wrong_option_is_an_input_error(endless):
         run(text_cli.generate, endless, "--prompt", PROMPT, "--top-p", 2)
 
 
+def test_a_capacity_bounds_prompt_and_answer(endless):
+    arguments = (endless, "--prompt", PROMPT, "--json", "--capacity", len(PROMPT) + 3)
+    assert len(json.loads(run(text_cli.generate, *arguments).stdout)["tokens"]) == 3
+    with pytest.raises(InputError, match=r"the prompt is 16 tokens, expected fewer than the capacity of 5"):
+        run(text_cli.generate, *arguments[:-1], 5)
+    with pytest.raises(InputError, match=r"tokens, expected fewer than the capacity of 5"):
+        run(text_cli.chat, endless, "--capacity", 5, text="Hi there\n")
+
+
 def test_a_piped_chat_answers_line_by_line_and_remembers(endless):
     with Generator(endless, ["cpu"]) as generator:
 
