@@ -2,8 +2,8 @@
 
     rocline export smollm2 out/static
     rocline export smollm2 out/growing --cache growing
-    python benchmarks/decode.py out/static --growing out/growing             tokens a second, greedy
-    python benchmarks/decode.py out/static --growing out/growing --prefill   a prompt of 512 tokens, by chunk
+    python benchmarks/decode.py out/static --growing out/growing --transformers    tokens a second, greedy
+    python benchmarks/decode.py out/static --growing out/growing --prefill         a prompt of 512 tokens, by chunk
 
 All ways take turns in one process, in an order that changes, and decode the same tokens (checked). After an unmeasured
 round the table gives the median over the rounds with its range, and the median of what the first way was faster by
@@ -146,11 +146,13 @@ def ways_to_decode(arguments):
         ways["rocline, growing cache"] = Rocline(arguments.growing, arguments.threads)
     if arguments.genai:
         ways["genai's graph"] = Genai(arguments.genai, arguments.threads)
-    torch.set_num_threads(arguments.threads)
-    sdpa = real_models.load_smollm2()
-    eager = copy.deepcopy(sdpa)
-    eager.set_attn_implementation("eager")
-    return ways | {"transformers sdpa": Transformers(sdpa), "transformers eager": Transformers(eager)}
+    if arguments.transformers:
+        torch.set_num_threads(arguments.threads)
+        sdpa = real_models.load_smollm2()
+        eager = copy.deepcopy(sdpa)
+        eager.set_attn_implementation("eager")
+        ways |= {"transformers sdpa": Transformers(sdpa), "transformers eager": Transformers(eager)}
+    return ways
 
 
 def ways_to_prefill(arguments):
@@ -172,6 +174,7 @@ def main():
     parser.add_argument("folder", type=Path, nargs="?", help="SmolLM2 with a static cache")
     parser.add_argument("--growing", type=Path, help="SmolLM2 with a growing cache")
     parser.add_argument("--genai", type=Path, help="what onnxruntime-genai's builder made of SmolLM2")
+    parser.add_argument("--transformers", action="store_true", help="compare decoding with PyTorch too")
     parser.add_argument("--prefill", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new", type=int, default=64)

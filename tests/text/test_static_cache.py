@@ -7,7 +7,7 @@ import small_models
 from onnx import TensorProto, helper
 
 from rocline import Session
-from rocline.errors import InputError, ModelError, RoclineError
+from rocline.errors import DeviceMemoryError, InputError, ModelError, RoclineError
 from rocline.runtime.decoder import Interface
 from rocline.runtime.prefix_cache import PrefixCache
 from rocline.runtime.sampling import Sampler, Sampling
@@ -99,6 +99,18 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(open_decoder):
     with pytest.raises(InputError, match=r"21 tokens, expected at most the cache's 20$"):
         text.logits([1, 2, 3, 4, 5])
     assert decode(text, [1, 2, 3, 4], 1) == decode(decoder.start(20), [*PROMPT, 1, 2, 3, 4], 1)
+
+
+def test_a_cache_that_memory_has_no_room_for_is_refused_and_leaves_nothing(open_decoder, monkeypatch):
+    decoder = open_decoder()
+    pool = decoder.session.device.pool
+    pool.trim()
+    used = pool.statistics.used
+    # Room for one of its two buffers.
+    monkeypatch.setattr(pool, "limit", used + 4000)
+    with pytest.raises(DeviceMemoryError, match=r"^a KV cache of 40 tokens: .*; choose a smaller capacity$"):
+        decoder.start(40)
+    assert pool.statistics.used == used
 
 
 @pytest.mark.parametrize("head", [False, True])
