@@ -25,7 +25,8 @@ class SwiGlu final : public Kernel {
     ROCLINE_TRY(shapes.inputs(inputs));
     if (inputs == 1 && y.rank > 0) {
       Dim& columns = y[-1];
-      columns = {columns.known() ? columns.size / 2 : -1, ""};
+      // A size that is not known needs a name: ONNX Runtime would write -1.
+      columns = columns.known() ? Dim{columns.size / 2, ""} : Dim{-1, "gated_columns"};
     }
     return shapes.output(0, y);
   }
