@@ -80,3 +80,18 @@ def test_nan_and_infinity_come_through():
     gate = np.array([np.nan, np.inf, 100], np.float32)
     got = run(GATE, case, {"gate": gate, "up": np.ones(3, np.float32)})[0]
     np.testing.assert_array_equal(got, gate)
+
+
+def test_a_packed_gate_of_unknown_width_goes_into_a_product():
+    """ONNX Runtime writes -1 for a size that shape inference leaves without a name, and MatMul refuses it."""
+    nodes = [
+        helper.make_node("SwiGlu", ["gate"], ["y"], domain=custom_ops.DOMAIN),
+        helper.make_node("MatMul", ["y", "weight"], ["product"]),
+    ]
+    shapes = {"gate": ["rows", "columns"], "weight": [4, 3], "product": ["rows", 3]}
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    graph = helper.make_graph(nodes, "graph", [values["gate"], values["weight"]], [values["product"]])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(custom_ops.DOMAIN, custom_ops.VERSION)]
+    session = harness.make_session(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    (product,) = session.run(None, {"gate": np.ones((2, 8), np.float32), "weight": np.ones((4, 3), np.float32)})
+    np.testing.assert_allclose(product, np.full((2, 3), 4 / (1 + np.exp(-1)), np.float32), rtol=1e-6)
