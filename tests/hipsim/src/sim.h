@@ -18,7 +18,8 @@
 struct Stream;
 using hipStream_t = Stream*;
 
-// What follows is seen by the other libraries.  (An attribute of the namespace would reach the definitions in GCC only.)
+// What follows is seen by the other libraries.  (An attribute of the namespace would reach its definitions in GCC, and
+// nowhere else.)
 #pragma GCC visibility push(default)
 namespace hipsim {
 
@@ -74,8 +75,8 @@ void made(const char* kind, const void* object);
 void gone(const char* kind, const void* object);
 bool alive(const char* kind, const void* object);
 
-// Makes the task that stands for one launch of a kernel of the provider's, by its demangled name; false for a kernel that
-// is not emulated (provider/).
+// Makes the task that stands for one launch of a kernel of the provider's, by its demangled name; false for a kernel
+// that is not emulated (provider/).
 bool emulate(const std::string& name, Dim3 grid, Dim3 block, void** arguments, Task& task);
 
 }  // namespace hipsim

@@ -11,9 +11,9 @@ using Access = void(const void* address, std::size_t bytes, bool writes);
 CALLBACK Access* hipsim_access;
 Access* hipsim_access = nullptr;
 
-#define SIZE(bytes)                                                                             \
-  CALLBACK void __tsan_read##bytes(void* address) { hipsim_access(address, bytes, false); }     \
-  CALLBACK void __tsan_write##bytes(void* address) { hipsim_access(address, bytes, true); }     \
+#define SIZE(bytes)                                                                                   \
+  CALLBACK void __tsan_read##bytes(void* address) { hipsim_access(address, bytes, false); }           \
+  CALLBACK void __tsan_write##bytes(void* address) { hipsim_access(address, bytes, true); }           \
   CALLBACK void __tsan_unaligned_read##bytes(void* address) { hipsim_access(address, bytes, false); } \
   CALLBACK void __tsan_unaligned_write##bytes(void* address) { hipsim_access(address, bytes, true); } \
   CALLBACK void __tsan_read_write##bytes(void* address) { hipsim_access(address, bytes, true); }

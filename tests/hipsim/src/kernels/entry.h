@@ -38,8 +38,8 @@ void call_kernel(const void* arguments) {
 }  // namespace hipsim
 
 // The name of each kernel is known to the build alone, which writes this list.
-#define HIPSIM_KERNEL(kernel)                                                                                  \
+#define HIPSIM_KERNEL(kernel)                                                                                    \
   {#kernel, sizeof(hipsim::Arguments<decltype(&kernel)>::Tuple), hipsim::Arguments<decltype(&kernel)>::copy_all, \
-   [](const void* arguments, unsigned x, unsigned y, unsigned z, unsigned threads) {                           \
-     rocline_emulate(x, y, z, threads, #kernel, hipsim::call_kernel<&kernel>, arguments);                      \
+   [](const void* arguments, unsigned x, unsigned y, unsigned z, unsigned threads) {                             \
+     rocline_emulate(x, y, z, threads, #kernel, hipsim::call_kernel<&kernel>, arguments);                        \
    }}

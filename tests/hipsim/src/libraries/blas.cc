@@ -70,9 +70,9 @@ bool known(const Handle* handle) { return hipsim::alive(kKind, handle); }
 
 }  // namespace
 
-#define LOG_GEMM()                                                                                              \
-  HIPSIM_CALL("handle=%p, %s%s, m=%d, n=%d, k=%d, batch=%d, stream=%s", static_cast<void*>(handle),             \
-              ta == kNone ? "n" : "t", tb == kNone ? "n" : "t", m, n, k, batch,                                 \
+#define LOG_GEMM()                                                                                  \
+  HIPSIM_CALL("handle=%p, %s%s, m=%d, n=%d, k=%d, batch=%d, stream=%s", static_cast<void*>(handle), \
+              ta == kNone ? "n" : "t", tb == kNone ? "n" : "t", m, n, k, batch,                     \
               known(handle) ? hipsim::stream_name(handle->stream).c_str() : "?")
 
 HIPSIM_API int hipblasCreate(Handle** handle) {
@@ -121,7 +121,11 @@ HIPSIM_API int hipblasGemmStridedBatchedEx(Handle* handle, int ta, int tb, int m
   LOG_GEMM();
   if (!known(handle)) return kHipblasNotInitialized;
   if (!alpha || !beta) return kHipblasInvalidValue;
-  const Gemm gemm{m, n, k, batch, Elements(*scalar_type(compute), alpha).get(0),
+  const Gemm gemm{m,
+                  n,
+                  k,
+                  batch,
+                  Elements(*scalar_type(compute), alpha).get(0),
                   Elements(*scalar_type(compute), beta).get(0),
                   {a, hip_type(a_type), ta != kNone, lda, stride_a},
                   {b, hip_type(b_type), tb != kNone, ldb, stride_b},
@@ -135,7 +139,11 @@ HIPSIM_API int hipblasGemmEx(Handle* handle, int ta, int tb, int m, int n, int k
   LOG_GEMM();
   if (!known(handle)) return kHipblasNotInitialized;
   if (!alpha || !beta) return kHipblasInvalidValue;
-  const Gemm gemm{m, n, k, batch, Elements(*scalar_type(compute), alpha).get(0),
+  const Gemm gemm{m,
+                  n,
+                  k,
+                  batch,
+                  Elements(*scalar_type(compute), alpha).get(0),
                   Elements(*scalar_type(compute), beta).get(0),
                   {a, hip_type(a_type), ta != kNone, lda, 0},
                   {b, hip_type(b_type), tb != kNone, ldb, 0},
@@ -146,15 +154,20 @@ HIPSIM_API int hipblasGemmEx(Handle* handle, int ta, int tb, int m, int n, int k
 // D = alpha * op(A) * op(B) + beta * C; only with C as D, or without C.
 HIPSIM_API int rocblas_gemm_strided_batched_ex(Handle* handle, int ta, int tb, int m, int n, int k, const void* alpha,
                                                const void* a, int a_type, int lda, long long stride_a, const void* b,
-                                               int b_type, int ldb, long long stride_b, const void* beta,
-                                               const void* c, int, int, long long, void* d, int d_type, int ldd,
-                                               long long stride_d, int batch, int compute, int, int, unsigned) {
+                                               int b_type, int ldb, long long stride_b, const void* beta, const void* c,
+                                               int, int, long long, void* d, int d_type, int ldd, long long stride_d,
+                                               int batch, int compute, int, int, unsigned) {
   LOG_GEMM();
   if (!known(handle)) return kRocblasInvalidHandle;
   if (!alpha || !beta) return kRocblasInvalidPointer;
   const hipsim::Element* scalar = rocblas_type(compute);
   if (!scalar) return kRocblasNotImplemented;
-  const Gemm gemm{m, n, k, batch, Elements(*scalar, alpha).get(0), Elements(*scalar, beta).get(0),
+  const Gemm gemm{m,
+                  n,
+                  k,
+                  batch,
+                  Elements(*scalar, alpha).get(0),
+                  Elements(*scalar, beta).get(0),
                   {a, rocblas_type(a_type), ta != kNone, lda, stride_a},
                   {b, rocblas_type(b_type), tb != kNone, ldb, stride_b},
                   {d, rocblas_type(d_type), false, ldd, stride_d}};
@@ -162,16 +175,20 @@ HIPSIM_API int rocblas_gemm_strided_batched_ex(Handle* handle, int ta, int tb, i
   return queue(__func__, handle, gemm, kRocblasNotImplemented, kRocblasInternal);
 }
 HIPSIM_API int rocblas_gemm_ex(Handle* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* a,
-                               int a_type, int lda, const void* b, int b_type, int ldb, const void* beta,
-                               const void* c, int, int, void* d, int d_type, int ldd, int compute, int, int,
-                               unsigned) {
+                               int a_type, int lda, const void* b, int b_type, int ldb, const void* beta, const void* c,
+                               int, int, void* d, int d_type, int ldd, int compute, int, int, unsigned) {
   const int batch = 1;
   LOG_GEMM();
   if (!known(handle)) return kRocblasInvalidHandle;
   if (!alpha || !beta) return kRocblasInvalidPointer;
   const hipsim::Element* scalar = rocblas_type(compute);
   if (!scalar) return kRocblasNotImplemented;
-  const Gemm gemm{m, n, k, batch, Elements(*scalar, alpha).get(0), Elements(*scalar, beta).get(0),
+  const Gemm gemm{m,
+                  n,
+                  k,
+                  batch,
+                  Elements(*scalar, alpha).get(0),
+                  Elements(*scalar, beta).get(0),
                   {a, rocblas_type(a_type), ta != kNone, lda, 0},
                   {b, rocblas_type(b_type), tb != kNone, ldb, 0},
                   {d, rocblas_type(d_type), false, ldd, 0}};
@@ -189,7 +206,12 @@ HIPSIM_API int rocblas_gemm_batched_ex(Handle* handle, int ta, int tb, int m, in
   const hipsim::Element* scalar = rocblas_type(compute);
   if (!alpha || !beta || !a || !b || !d) return kRocblasInvalidPointer;
   if (!scalar) return kRocblasNotImplemented;
-  const Gemm one{m, n, k, 1, Elements(*scalar, alpha).get(0), Elements(*scalar, beta).get(0),
+  const Gemm one{m,
+                 n,
+                 k,
+                 1,
+                 Elements(*scalar, alpha).get(0),
+                 Elements(*scalar, beta).get(0),
                  {a, rocblas_type(a_type), ta != kNone, lda, 0},
                  {b, rocblas_type(b_type), tb != kNone, ldb, 0},
                  {d, rocblas_type(d_type), false, ldd, 0}};
@@ -220,7 +242,8 @@ HIPSIM_API int hipblasScopy(Handle* handle, int n, const float* x, int x_step, f
   const auto body = [=] {
     for (std::int64_t i = 0; i < n; ++i) y[i * y_step] = x[i * x_step];
   };
-  const int code = hipsim::enqueue(handle->stream, {__func__, body, {{x, bytes(x_step), false}, {y, bytes(y_step), true}}});
+  const int code =
+      hipsim::enqueue(handle->stream, {__func__, body, {{x, bytes(x_step), false}, {y, bytes(y_step), true}}});
   return code == 0 ? 0 : kHipblasFailed;
 }
 HIPSIM_API int hipblasSgeam(Handle* handle, int ta, int tb, int m, int n, const float* alpha, const float* a, int lda,
@@ -230,7 +253,8 @@ HIPSIM_API int hipblasSgeam(Handle* handle, int ta, int tb, int m, int n, const 
   if (m <= 0 || n <= 0) return 0;
   const bool turn_a = ta != kNone, turn_b = tb != kNone;
   const auto bytes = [=](bool turned, int leading) {
-    return sizeof(float) * (turned ? static_cast<std::size_t>(m - 1) * leading + n : static_cast<std::size_t>(n - 1) * leading + m);
+    return sizeof(float) *
+           (turned ? static_cast<std::size_t>(m - 1) * leading + n : static_cast<std::size_t>(n - 1) * leading + m);
   };
   hipsim::Task task{__func__, nullptr, {{c, bytes(false, ldc), true}}};
   const float scale_a = *alpha, scale_b = *beta;

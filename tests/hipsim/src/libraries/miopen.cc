@@ -212,9 +212,15 @@ struct Accumulator {
       case 0:
       case 5: total += value; break;
       case 1: total = first ? value : total * value; break;
-      case 2: if (first || value < total) total = value, extreme = values - 1; break;
-      case 3: if (first || value > total) total = value, extreme = values - 1; break;
-      case 4: if (first || std::fabs(value) > total) total = std::fabs(value), extreme = values - 1; break;
+      case 2:
+        if (first || value < total) total = value, extreme = values - 1;
+        break;
+      case 3:
+        if (first || value > total) total = value, extreme = values - 1;
+        break;
+      case 4:
+        if (first || std::fabs(value) > total) total = std::fabs(value), extreme = values - 1;
+        break;
       case 6: total += std::fabs(value); break;
       default: total += value * value;
     }

@@ -43,7 +43,8 @@ void check_access(const void* address, std::size_t bytes, bool writes) {
   const auto start = reinterpret_cast<std::uintptr_t>(address), end = start + bytes;
   const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
   if (!running.kernel || running.stack - here < kScheduler || start - here + kStack < 2 * kStack ||
-      (start >= running.image && end <= running.image_end) || (start >= running.arguments && end <= running.arguments_end))
+      (start >= running.image && end <= running.image_end) ||
+      (start >= running.arguments && end <= running.arguments_end))
     return;
   ++running.now;
   Run* oldest = &running.runs[0];

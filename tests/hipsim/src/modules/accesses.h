@@ -5,8 +5,8 @@
 
 namespace hipsim {
 
-// Called before an access of the kernel that this thread runs.  Its own variables, its library's and its arguments pass;
-// the rest must be memory of the device.
+// Called before an access of the kernel that this thread runs.  Its own variables, its library's and its arguments
+// pass; the rest must be memory of the device.
 void check_access(const void* address, std::size_t bytes, bool writes);
 
 // While it lives, this thread runs a kernel.

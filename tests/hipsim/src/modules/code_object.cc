@@ -44,7 +44,8 @@ bool read_code_object(const void* image, CodeObject& object) {
       const auto* symbol = at<Elf64_Sym>(start, section->sh_offset + offset);
       std::string name = start + names->sh_offset + symbol->st_name;
       // A kernel NAME has a descriptor NAME.kd.
-      if (name.size() > 3 && name.compare(name.size() - 3, 3, ".kd") == 0) object.kernels.insert(name.substr(0, name.size() - 3));
+      if (name.size() > 3 && name.compare(name.size() - 3, 3, ".kd") == 0)
+        object.kernels.insert(name.substr(0, name.size() - 3));
     }
   }
   return true;

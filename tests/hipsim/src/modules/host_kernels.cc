@@ -24,7 +24,8 @@ void find_image(void* library, HostKernel& kernel) {
   kernel.image = map->l_addr;
   for (unsigned i = 0; i < header->e_phnum; ++i)
     if (segments[i].p_type == PT_LOAD)
-      kernel.image_end = std::max<std::uintptr_t>(kernel.image_end, map->l_addr + segments[i].p_vaddr + segments[i].p_memsz);
+      kernel.image_end =
+          std::max<std::uintptr_t>(kernel.image_end, map->l_addr + segments[i].p_vaddr + segments[i].p_memsz);
 }
 
 void add_library(const std::string& path, std::map<std::string, HostKernel>& kernels) {
@@ -52,7 +53,8 @@ const std::map<std::string, HostKernel>& host_kernels() {
     DIR* directory = folder ? opendir(folder) : nullptr;
     while (const dirent* file = directory ? readdir(directory) : nullptr) {
       const std::string name = file->d_name;
-      if (name.size() > 3 && name.compare(name.size() - 3, 3, ".so") == 0) add_library(std::string(folder) + "/" + name, *found);
+      if (name.size() > 3 && name.compare(name.size() - 3, 3, ".so") == 0)
+        add_library(std::string(folder) + "/" + name, *found);
     }
     if (directory) closedir(directory);
     return found;

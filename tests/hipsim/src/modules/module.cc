@@ -85,10 +85,11 @@ HIPSIM_API int hipModuleGetFunction(Function** function, Module* module, const c
 HIPSIM_API int hipModuleLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsigned threads,
                                      unsigned block_y, unsigned block_z, unsigned shared_bytes, hipStream_t stream,
                                      void** arguments, void** extra) {
-  HIP_CALL("%s, grid=(%u, %u, %u), block=%u, stream=%s", function ? function->kernel.entry->name : "null", x, y, z, threads,
-           stream_name(stream).c_str());
+  HIP_CALL("%s, grid=(%u, %u, %u), block=%u, stream=%s", function ? function->kernel.entry->name : "null", x, y, z,
+           threads, stream_name(stream).c_str());
   if (!function || !arguments || extra) return fail(kErrorInvalidValue);
-  if (!x || !y || !z || !threads || threads > 1024 || block_y != 1 || block_z != 1) return fail(kErrorInvalidConfiguration);
+  if (!x || !y || !z || !threads || threads > 1024 || block_y != 1 || block_z != 1)
+    return fail(kErrorInvalidConfiguration);
   // The emulated kernels have no memory that a launch adds.
   if (shared_bytes) return fail(kErrorNotSupported);
   const KernelEntry& entry = *function->kernel.entry;

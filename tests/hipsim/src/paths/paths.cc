@@ -27,7 +27,8 @@ class Place {
   // Root may open anything, which the user whom a test stands for may not.
   bool refused() const {
     struct stat file;
-    static const auto next = reinterpret_cast<int (*)(int, const char*, struct stat*, int)>(dlsym(RTLD_NEXT, "fstatat"));
+    static const auto next =
+        reinterpret_cast<int (*)(int, const char*, struct stat*, int)>(dlsym(RTLD_NEXT, "fstatat"));
     const bool closed = moved_ && next && next(AT_FDCWD, path_, &file, 0) == 0 && (file.st_mode & 0777) == 0;
     if (closed) errno = EACCES;
     return closed;
@@ -58,35 +59,35 @@ mode_t mode_of(int flags, std::va_list arguments) {
 // The function of this name that the program would have called.
 #define NEXT(name) static const auto next = following(&name, #name)
 
-#define OPEN(name)                                    \
-  SHIM int name(const char* path, int flags, ...) {   \
-    NEXT(name);                                       \
-    std::va_list arguments;                           \
-    va_start(arguments, flags);                       \
-    const mode_t mode = mode_of(flags, arguments);    \
-    va_end(arguments);                                \
-    const Place place(path);                          \
+#define OPEN(name)                                          \
+  SHIM int name(const char* path, int flags, ...) {         \
+    NEXT(name);                                             \
+    std::va_list arguments;                                 \
+    va_start(arguments, flags);                             \
+    const mode_t mode = mode_of(flags, arguments);          \
+    va_end(arguments);                                      \
+    const Place place(path);                                \
     return place.refused() ? -1 : next(place, flags, mode); \
   }
 OPEN(open)
 OPEN(open64)
-#define OPENAT(name)                                             \
-  SHIM int name(int folder, const char* path, int flags, ...) {  \
-    NEXT(name);                                                  \
-    std::va_list arguments;                                      \
-    va_start(arguments, flags);                                  \
-    const mode_t mode = mode_of(flags, arguments);               \
-    va_end(arguments);                                           \
-    const Place place(path);                                     \
+#define OPENAT(name)                                                \
+  SHIM int name(int folder, const char* path, int flags, ...) {     \
+    NEXT(name);                                                     \
+    std::va_list arguments;                                         \
+    va_start(arguments, flags);                                     \
+    const mode_t mode = mode_of(flags, arguments);                  \
+    va_end(arguments);                                              \
+    const Place place(path);                                        \
     return place.refused() ? -1 : next(folder, place, flags, mode); \
   }
 OPENAT(openat)
 OPENAT(openat64)
-#define FOPEN(name)                                          \
-  SHIM FILE* name(const char* path, const char* mode) {      \
-    NEXT(name);                                              \
-    const Place place(path);                                 \
-    return place.refused() ? nullptr : next(place, mode);    \
+#define FOPEN(name)                                       \
+  SHIM FILE* name(const char* path, const char* mode) {   \
+    NEXT(name);                                           \
+    const Place place(path);                              \
+    return place.refused() ? nullptr : next(place, mode); \
   }
 FOPEN(fopen)
 FOPEN(fopen64)
@@ -116,23 +117,23 @@ SHIM int statx(int folder, const char* path, int flags, unsigned mask, struct st
 
 // The calls of glibc 2.33 and later, and those that programs built for an older one make: by name, since no header
 // declares them all.  Their structures are one on this machine, and pass through.
-#define STAT(name)                                                                               \
-  SHIM int hipsim_##name(const char* path, void* file) __asm__(#name);                           \
-  SHIM int hipsim_##name(const char* path, void* file) {                                         \
-    static const auto next = following(&hipsim_##name, #name);                                   \
-    return next(Place(path), file);                                                              \
+#define STAT(name)                                                     \
+  SHIM int hipsim_##name(const char* path, void* file) __asm__(#name); \
+  SHIM int hipsim_##name(const char* path, void* file) {               \
+    static const auto next = following(&hipsim_##name, #name);         \
+    return next(Place(path), file);                                    \
   }
-#define STAT_AT(name)                                                                            \
-  SHIM int hipsim_##name(int folder, const char* path, void* file, int flags) __asm__(#name);    \
-  SHIM int hipsim_##name(int folder, const char* path, void* file, int flags) {                  \
-    static const auto next = following(&hipsim_##name, #name);                                   \
-    return next(folder, Place(path), file, flags);                                               \
+#define STAT_AT(name)                                                                         \
+  SHIM int hipsim_##name(int folder, const char* path, void* file, int flags) __asm__(#name); \
+  SHIM int hipsim_##name(int folder, const char* path, void* file, int flags) {               \
+    static const auto next = following(&hipsim_##name, #name);                                \
+    return next(folder, Place(path), file, flags);                                            \
   }
-#define OLD_STAT(name)                                                                           \
-  SHIM int hipsim_##name(int version, const char* path, void* file) __asm__(#name);              \
-  SHIM int hipsim_##name(int version, const char* path, void* file) {                            \
-    static const auto next = following(&hipsim_##name, #name);                                   \
-    return next(version, Place(path), file);                                                     \
+#define OLD_STAT(name)                                                              \
+  SHIM int hipsim_##name(int version, const char* path, void* file) __asm__(#name); \
+  SHIM int hipsim_##name(int version, const char* path, void* file) {               \
+    static const auto next = following(&hipsim_##name, #name);                      \
+    return next(version, Place(path), file);                                        \
   }
 STAT(stat)
 STAT(stat64)

@@ -48,13 +48,16 @@ Index broadcast(const Array<Divisor>& output, const Array<std::int64_t>& input, 
 }
 
 double gelu(double x) { return 0.5 * x * (1 + std::erf(x * M_SQRT1_2)); }
-double fast_gelu(double x) { return 0.5 * x * (1 + std::tanh(x * (0.7978845608028654 + 0.035677408136300125 * x * x))); }
+double fast_gelu(double x) {
+  return 0.5 * x * (1 + std::tanh(x * (0.7978845608028654 + 0.035677408136300125 * x * x)));
+}
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 // Operators of one value and, for some, one constant.
 using Unary = double (*)(double value, double constant);
 const std::map<std::string, Unary>& unary_operators() {
   static const auto& table = *new std::map<std::string, Unary>{
+      {"_IsNan", [](double x, double) { return x != x ? 1. : 0.; }},
       {"Abs", [](double x, double) { return std::fabs(x); }},
       {"Ceil", [](double x, double) { return std::ceil(x); }},
       {"Cos", [](double x, double) { return std::cos(x); }},
@@ -72,7 +75,9 @@ const std::map<std::string, Unary>& unary_operators() {
       {"Relu", [](double x, double) { return x > 0 ? x : 0; }},
       {"Round", [](double x, double) { return std::nearbyint(x); }},
       {"Sigmoid", [](double x, double) { return sigmoid(x); }},
-      {"Sign", [](double x, double) { return x > 0 ? 1. : x < 0 ? -1. : 0.; }},
+      {"Sign", [](double x, double) { return x > 0   ? 1.
+                                             : x < 0 ? -1.
+                                                     : 0.; }},
       {"Sin", [](double x, double) { return std::sin(x); }},
       {"Softplus", [](double x, double) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }},
       {"Sqrt", [](double x, double) { return std::sqrt(x); }},
@@ -157,19 +162,19 @@ Task binary_broadcast(const Launch& launch) {
 // <out, left, right, functor, ..., type of count>(left, right, height, out, functor, count)
 Task binary_per_channel(const Launch& launch) {
   const std::int64_t height = launch.divisor(2);
-  return apply({{launch.elements(0, 1), itself},
-                {launch.elements(1, 2), [height](std::int64_t i) { return i / height; }}},
-               launch.elements(3, 0), launch.count(5, launch.parameter(6)),
-               binary_operator(launch.functor(3), whole(launch.parameter(1))));
+  return apply(
+      {{launch.elements(0, 1), itself}, {launch.elements(1, 2), [height](std::int64_t i) { return i / height; }}},
+      launch.elements(3, 0), launch.count(5, launch.parameter(6)),
+      binary_operator(launch.functor(3), whole(launch.parameter(1))));
 }
 
 // The same with batches: (left, right, height, channels, out, functor, count)
 Task binary_per_channel_batches(const Launch& launch) {
   const std::int64_t height = launch.divisor(2), channels = launch.divisor(3);
-  return apply({{launch.elements(0, 1), itself},
-                {launch.elements(1, 2), [=](std::int64_t i) { return i / height % channels; }}},
-               launch.elements(4, 0), launch.count(6, launch.parameter(6)),
-               binary_operator(launch.functor(3), whole(launch.parameter(1))));
+  return apply(
+      {{launch.elements(0, 1), itself}, {launch.elements(1, 2), [=](std::int64_t i) { return i / height % channels; }}},
+      launch.elements(4, 0), launch.count(6, launch.parameter(6)),
+      binary_operator(launch.functor(3), whole(launch.parameter(1))));
 }
 
 // How an input of Where moves: its index type is the template argument "(...BroadcastIndexType)N".
@@ -233,8 +238,9 @@ Task biased(const Launch& launch) {
   const std::string name = launch.functor(0);
   double (*const activation)(double) = name == "FastGeLU" ? fast_gelu
                                        : name == "GeLU"   ? gelu
-                                       : name == "ReLU"   ? static_cast<double (*)(double)>([](double x) { return x > 0 ? x : 0; })
-                                                          : nullptr;
+                                       : name == "ReLU"
+                                           ? static_cast<double (*)(double)>([](double x) { return x > 0 ? x : 0; })
+                                           : nullptr;
   if (!activation) throw Unknown{};
   std::vector<Operand> operands{{launch.elements(0, 1), itself}};
   const std::int64_t length = launch.argument<std::int32_t>(3);
@@ -249,10 +255,10 @@ Task biased(const Launch& launch) {
 // <type>(length of the bias, in, bias, out), a block for each row
 Task bias_gelu(const Launch& launch) {
   const std::int64_t length = launch.argument<std::int64_t>(0), count = length * launch.grid.x;
-  return apply({{launch.elements(1, 0), itself},
-                {launch.elements(2, 0), [length](std::int64_t i) { return i % length; }}},
-               launch.elements(3, 0), count,
-               [](const Number* x) { return static_cast<Number>(gelu(static_cast<double>(x[0] + x[1]))); });
+  return apply(
+      {{launch.elements(1, 0), itself}, {launch.elements(2, 0), [length](std::int64_t i) { return i % length; }}},
+      launch.elements(3, 0), count,
+      [](const Number* x) { return static_cast<Number>(gelu(static_cast<double>(x[0] + x[1]))); });
 }
 
 Task fast_gelu_task(Elements in, std::int64_t count, Elements bias, std::int64_t length, Elements out) {

@@ -68,7 +68,8 @@ Elements Launch::elements(std::size_t index, std::size_t type) const {
 }
 
 std::int64_t Launch::count(std::size_t index, const std::string& type) const {
-  return type == "unsigned long" ? static_cast<std::int64_t>(argument<std::uint64_t>(index)) : argument<std::int32_t>(index);
+  return type == "unsigned long" ? static_cast<std::int64_t>(argument<std::uint64_t>(index))
+                                 : argument<std::int32_t>(index);
 }
 
 }  // namespace hipsim::provider
@@ -76,7 +77,7 @@ std::int64_t Launch::count(std::size_t index, const std::string& type) const {
 bool hipsim::emulate(const std::string& name, Dim3 grid, Dim3 block, void** arguments, Task& task) {
   using namespace hipsim::provider;
   const std::string_view kernel = short_name(name);
-  for (const auto* table : {&elementwise_kernels(), &movement_kernels(), &row_kernels()})
+  for (const auto* table : {&elementwise_kernels(), &movement_kernels(), &row_kernels(), &attention_kernels()})
     for (const Kernel& each : *table)
       if (each.name == kernel) try {
           task = each.make(Launch(name, grid, block, arguments));

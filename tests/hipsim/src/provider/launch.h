@@ -75,6 +75,7 @@ std::int64_t reach(std::int64_t count, const Index& index) {
   return most;
 }
 
+const std::vector<Kernel>& attention_kernels();
 const std::vector<Kernel>& elementwise_kernels();
 const std::vector<Kernel>& movement_kernels();
 const std::vector<Kernel>& row_kernels();

@@ -45,7 +45,11 @@ Task fill(const Launch& launch) {
   const Elements out = launch.elements(0, 0);
   const std::int64_t count = launch.argument<std::int32_t>(2);
   const auto value = launch.bytes(1, out.type->size);
-  return {"", [=] { for (std::int64_t i = 0; i < count; ++i) std::memcpy(out.data + static_cast<std::size_t>(i) * value.size(), value.data(), value.size()); },
+  return {"",
+          [=] {
+            for (std::int64_t i = 0; i < count; ++i)
+              std::memcpy(out.data + static_cast<std::size_t>(i) * value.size(), value.data(), value.size());
+          },
           {range(out, count, true)}};
 }
 
@@ -55,7 +59,8 @@ Task fill_from(const Launch& launch) {
               [](std::int64_t) { return std::int64_t{0}; });
 }
 
-// <type>(block of the input, length of the axis, block of the output, block, indices, bytes of an index, in, out, count)
+// <type>(block of the input, length of the axis, block of the output, block, indices, bytes of an index, in, out,
+// count)
 Task gather(const Launch& launch) {
   const std::int64_t input_block = launch.argument<std::int64_t>(0), length = launch.argument<std::int64_t>(1);
   const std::int64_t output_block = launch.divisor(2), block = launch.divisor(3);
@@ -121,8 +126,9 @@ Task transpose_halves(const Launch& launch) {
 // (in, step, out, step, count) of halves: a step of 0 repeats one element
 Task copy_halves(const Launch& launch) {
   const std::int64_t from = launch.argument<std::int32_t>(1), to = launch.argument<std::int32_t>(3);
-  return move(launch.address(0), writable(launch.address(2)), 2, launch.argument<std::int32_t>(4),
-              [=](std::int64_t i) { return i * from; }, [=](std::int64_t i) { return i * to; });
+  return move(
+      launch.address(0), writable(launch.address(2)), 2, launch.argument<std::int32_t>(4),
+      [=](std::int64_t i) { return i * from; }, [=](std::int64_t i) { return i * to; });
 }
 
 // Both kernels of rank 4 take their coordinates from the grid (two dimensions) and from blocks of rows (the others).
@@ -134,8 +140,9 @@ Task transpose_rank_4(const Launch& launch, std::size_t bytes, std::int64_t unit
     const std::int64_t d0 = i / columns / rows / planes;
     return (d0 * strides.items[0] + d1 * strides.items[1] + d2 * strides.items[2]) / unit + d3 * strides.items[3];
   };
-  return move(launch.address(1), writable(launch.address(3)), bytes, columns * rows * planes * launch.grid.z,
-              [=](std::int64_t i) { return at(input, i); }, [=](std::int64_t i) { return at(output, i); });
+  return move(
+      launch.address(1), writable(launch.address(3)), bytes, columns * rows * planes * launch.grid.z,
+      [=](std::int64_t i) { return at(input, i); }, [=](std::int64_t i) { return at(output, i); });
 }
 // <bytes of an element>(input strides, in, output strides, out, rows, units): a thread moves a unit of 16 bytes.
 Task transpose_units(const Launch& launch) {
@@ -182,10 +189,10 @@ Task slice(const Launch& launch) {
 
 // Concat and Split are one another's inverse: a whole tensor, and the parts it has along an axis.
 struct Parts {
-  std::int64_t including, inside;    // elements of one row along the axis, with and without the axis
-  std::vector<const char*> parts;    // by value, or
+  std::int64_t including, inside;      // elements of one row along the axis, with and without the axis
+  std::vector<const char*> parts;      // by value, or
   const char* const* table = nullptr;  // on the device
-  std::int64_t same = 0;             // length of the axis in every part, or
+  std::int64_t same = 0;               // length of the axis in every part, or
   const std::int64_t *sizes = nullptr, *ends = nullptr, *which = nullptr;  // on the device, for each part and place
 };
 
@@ -215,7 +222,8 @@ void move_parts(const Parts& parts, char* whole, std::size_t size, std::int64_t 
 }
 
 Task parts_task(const Parts& parts, const char* whole, std::size_t size, std::int64_t count, bool join) {
-  return {"", [=] { move_parts(parts, writable(whole), size, count, join); },
+  return {"",
+          [=] { move_parts(parts, writable(whole), size, count, join); },
           {{whole, static_cast<std::size_t>(count) * size, join}}};
 }
 
@@ -257,13 +265,60 @@ Task split(const Launch& launch) {
   return parts_task(parts, launch.address(6), size_of(launch, 0), launch.argument<std::int32_t>(8), false);
 }
 
+// <type of indices>(batch dimensions, dimensions, slices, slices a batch, elements a batch, indices a slice, elements that
+// an index steps over, indices, offsets): where each slice of GatherND starts
+Task slice_offsets(const Launch& launch) {
+  const std::int64_t batch_dimensions = launch.argument<std::int64_t>(0);
+  const auto dimensions = launch.argument<Strides>(1);
+  const std::int64_t slices = launch.argument<std::int64_t>(2), per_batch = launch.argument<std::int64_t>(3);
+  const std::int64_t batch = launch.argument<std::int64_t>(4), width = launch.argument<std::int64_t>(5);
+  const Elements steps(*find_element("long"), launch.address(6)), indices = launch.elements(7, 0);
+  const Elements offsets(*find_element("long"), launch.address(8));
+  return {"",
+          [=] {
+            for (std::int64_t i = 0; i < slices; ++i) {
+              Number at = i / per_batch * batch;
+              for (std::int64_t k = 0; k < width; ++k) {
+                const Number index = indices.get(i * width + k);
+                at += (index < 0 ? index + dimensions.items[batch_dimensions + k] : index) * steps.get(k);
+              }
+              offsets.set(i, at);
+            }
+          },
+          {range(steps, width, false), range(indices, slices * width, false), range(offsets, slices, true)}};
+}
+
+// <type>(slices, in, out, elements of a slice, offsets)
+Task gather_slices(const Launch& launch) {
+  const std::int64_t slices = launch.argument<std::int64_t>(0);
+  const std::size_t run = static_cast<std::size_t>(launch.argument<std::int64_t>(3)) * size_of(launch, 0);
+  const std::size_t size = size_of(launch, 0);
+  const char* in = launch.address(1);
+  char* out = writable(launch.address(2));
+  const Elements offsets(*find_element("long"), launch.address(4));
+  Task task;
+  task.accesses = {range(offsets, slices, false), {out, static_cast<std::size_t>(slices) * run, true}};
+  task.body = [=] {
+    for (std::int64_t i = 0; i < slices; ++i) {
+      const char* from = in + static_cast<std::int64_t>(offsets.get(i)) * static_cast<std::int64_t>(size);
+      touch(from, run, false);
+      std::memcpy(out + static_cast<std::size_t>(i) * run, from, run);
+    }
+  };
+  return task;
+}
+
 // <type>(start, step, count, out)
 Task range_of_numbers(const Launch& launch) {
   const Elements out = launch.elements(3, 0);
   const std::int64_t count = launch.argument<std::int32_t>(2);
   const auto first = launch.bytes(0, out.type->size), step = launch.bytes(1, out.type->size);
   const Number start = out.type->load(first.data()), by = out.type->load(step.data());
-  return {"", [=] { for (std::int64_t i = 0; i < count; ++i) out.set(i, start + by * i); }, {range(out, count, true)}};
+  return {"",
+          [=] {
+            for (std::int64_t i = 0; i < count; ++i) out.set(i, start + by * i);
+          },
+          {range(out, count, true)}};
 }
 
 }  // namespace
@@ -286,6 +341,8 @@ const std::vector<Kernel>& movement_kernels() {
       {"_ConcatKernel", concat},
       {"_SplitKernelSameSplitDim", split_same},
       {"_SplitKernel", split},
+      {"_ComputeSliceOffsetsKernel", slice_offsets},
+      {"_GatherNDKernel", gather_slices},
       {"RangeKernel", range_of_numbers},
   };
   return table;

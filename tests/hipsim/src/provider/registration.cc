@@ -35,8 +35,8 @@ std::string demangled(const std::string& name) {
 HIPSIM_API void** __hipRegisterFatBinary(const void*) { return static_cast<void**>(std::calloc(1, sizeof(void*))); }
 HIPSIM_API void __hipUnregisterFatBinary(void** module) { std::free(module); }
 HIPSIM_API void __hipRegisterVar(void**, void*, char*, char*, int, std::size_t, int, int) {}
-HIPSIM_API void __hipRegisterFunction(void**, const void* host_function, char*, const char* name, unsigned, void*, void*,
-                                      void*, void*, int*) {
+HIPSIM_API void __hipRegisterFunction(void**, const void* host_function, char*, const char* name, unsigned, void*,
+                                      void*, void*, void*, int*) {
   const std::lock_guard<std::mutex> guard(mutex);
   kernels[host_function] = name;
 }
@@ -64,11 +64,12 @@ HIPSIM_API int hipLaunchKernel(const void* host_function, Dim3 grid, Dim3 block,
     const auto known = kernels.find(host_function);
     if (known != kernels.end()) name = demangled(known->second);
   }
-  HIP_CALL("%s, grid=(%u, %u, %u), block=(%u, %u, %u), stream=%s", name.c_str(), grid.x, grid.y, grid.z, block.x, block.y,
-           block.z, stream_name(stream).c_str());
+  HIP_CALL("%s, grid=(%u, %u, %u), block=(%u, %u, %u), stream=%s", name.c_str(), grid.x, grid.y, grid.z, block.x,
+           block.y, block.z, stream_name(stream).c_str());
   Task task;
   if (name.empty() || !emulate(name, grid, block, arguments, task)) {
-    finding("unknown kernel", "%s is launched, which is not emulated", name.empty() ? "an unregistered function" : name.c_str());
+    finding("unknown kernel", "%s is launched, which is not emulated",
+            name.empty() ? "an unregistered function" : name.c_str());
     return fail(kErrorInvalidDeviceFunction);
   }
   return fail_if(enqueue(stream, std::move(task)));

@@ -8,14 +8,14 @@ namespace {
 
 // One row's sum of up to three inputs, normalised: what LayerNorm and SkipLayerNorm share.
 struct Norm {
-  Elements in, skip, bias;          // skip and bias may be null
-  Elements gamma, beta;             // may be null
-  Elements out, sum;                // sum may be null: in + skip + bias
-  Elements mean, inverse_deviation; // may be null
+  Elements in, skip, bias;           // skip and bias may be null
+  Elements gamma, beta;              // may be null
+  Elements out, sum;                 // sum may be null: in + skip + bias
+  Elements mean, inverse_deviation;  // may be null
   std::int64_t rows, length;
   double epsilon;
-  bool simplified;                  // root mean square
-  std::int64_t broadcast = 0;       // which row's gamma: 0 the only one, n > 0 row / n, n < 0 row % -n
+  bool simplified;             // root mean square
+  std::int64_t broadcast = 0;  // which row's gamma: 0 the only one, n > 0 row / n, n < 0 row % -n
 };
 
 void run(const Norm& norm) {
@@ -91,10 +91,68 @@ Task skip_layer_norm(const Launch& launch, bool simplified) {
 Task skip_layer_norm_in_registers(const Launch& launch) { return skip_layer_norm(launch, launch.flag(5)); }
 Task skip_layer_norm_any(const Launch& launch) { return skip_layer_norm(launch, launch.flag(4)); }
 
+// <type, ...>(length, tokens, segments, beta, gamma, words, positions, segment vectors, epsilon, out, sum, position ids,
+// whether these are one row for all); the grid is tokens by rows.  Which vectors are read shows when the task runs.
+Task embed_layer_norm(const Launch& launch) {
+  const std::int64_t tokens = launch.grid.x, all = tokens * launch.grid.y, length = launch.argument<std::int32_t>(0);
+  const auto ids = [&](std::size_t index) { return Elements(*find_element("int"), launch.address(index)); };
+  const Elements words = ids(1), segments = ids(2), positions = ids(11);
+  const Elements word = launch.elements(5, 0), position = launch.elements(6, 0), segment = launch.elements(7, 0);
+  const Elements out = launch.elements(9, 0), sum = launch.elements(10, 0), none(*out.type, nullptr);
+  const bool one_row = launch.argument<bool>(12);
+  const double epsilon = static_cast<double>(out.type->load(launch.bytes(8, out.type->size).data()));
+  const Element& wide = *find_element("float");
+  Task task = norm_task({out, none, none, launch.elements(4, 0), launch.elements(3, 0), out, none, none, none, all,
+                         length, epsilon, false});
+  task.accesses.push_back(range(words, all, false));
+  if (segments) task.accesses.push_back(range(segments, all, false));
+  if (positions) task.accesses.push_back(range(positions, one_row ? tokens : all, false));
+  if (sum) task.accesses.push_back(range(sum, all * length, true));
+  task.body = [=, gamma = launch.elements(4, 0), beta = launch.elements(3, 0)] {
+    // The sum is normalised as it is, before it is rounded.
+    std::vector<float> rows(static_cast<std::size_t>(all * length), 0.f);
+    for (std::int64_t token = 0; token < all; ++token) {
+      const auto add = [&](const Elements& table, std::int64_t row) {
+        touch(table.data + static_cast<std::size_t>(row * length) * table.type->size,
+              static_cast<std::size_t>(length) * table.type->size, false);
+        for (std::int64_t i = 0; i < length; ++i)
+          rows[static_cast<std::size_t>(token * length + i)] += static_cast<float>(table.get(row * length + i));
+      };
+      add(word, static_cast<std::int64_t>(words.get(token)));
+      const std::int64_t at = token % tokens;
+      add(position, positions ? static_cast<std::int64_t>(positions.get(one_row ? at : token)) : at);
+      if (segment) add(segment, segments ? static_cast<std::int64_t>(segments.get(token)) : 0);
+    }
+    const Elements in(wide, rows.data());
+    run({in, none, none, gamma, beta, out, none, none, none, all, length, epsilon, false});
+    for (std::int64_t i = 0; sum && i < all * length; ++i) sum.set(i, in.get(i));
+  };
+  return task;
+}
+
+// <type>(in, length of the axis, elements that a step of it passes over, out, count, exclusive, reverse)
+Task cumulative_sum(const Launch& launch) {
+  const Elements in = launch.elements(0, 0), out = launch.elements(3, 0);
+  const std::int64_t length = launch.divisor(1), step = launch.divisor(2), count = launch.argument<std::int64_t>(4);
+  const bool exclusive = launch.argument<bool>(5), reverse = launch.argument<bool>(6);
+  return {"",
+          [=] {
+            for (std::int64_t i = 0; i < count; ++i) {
+              const std::int64_t place = i / step % length, first = i - place * step;
+              Number sum = 0;
+              for (std::int64_t k = 0; k < length; ++k)
+                if ((reverse ? k > place : k < place) || (k == place && !exclusive)) sum += in.get(first + k * step);
+              out.set(i, sum);
+            }
+          },
+          {range(in, count, false), range(out, count, true)}};
+}
+
 Task softmax_task(Elements in, Elements out, std::int64_t rows, std::int64_t length, std::int64_t in_stride,
                   std::int64_t out_stride, bool logarithm) {
   Task task;
-  task.accesses = {range(in, (rows - 1) * in_stride + length, false), range(out, (rows - 1) * out_stride + length, true)};
+  task.accesses = {range(in, (rows - 1) * in_stride + length, false),
+                   range(out, (rows - 1) * out_stride + length, true)};
   task.body = [=] {
     for (std::int64_t r = 0; r < rows; ++r) {
       double most = -INFINITY, sum = 0;
@@ -167,6 +225,8 @@ const std::vector<Kernel>& row_kernels() {
       {"SkipLayerNormKernelSmall", skip_layer_norm_in_registers},
       {"SkipLayerNormKernelVec", skip_layer_norm_in_registers},
       {"SkipLayerNormKernel", skip_layer_norm_any},
+      {"EmbedLayerNormKernel", embed_layer_norm},
+      {"_CumSumKernel", cumulative_sum},
       {"softmax_warp_forward", softmax_of_waves},
       {"softmax_block_forward", softmax_of_blocks},
       {"reduce_matrix_columns_kernel", reduce_columns},

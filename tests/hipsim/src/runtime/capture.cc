@@ -53,7 +53,8 @@ void add_node(Queue& queue, Task task, bool copy, bool calls_host) {
 }
 
 int mark_node(Queue& queue) {
-  if (queue.capture_after.size() + (queue.capture_node >= 0) != 1) add_node(queue, {"event", nullptr, {}}, false, false);
+  if (queue.capture_after.size() + (queue.capture_node >= 0) != 1)
+    add_node(queue, {"event", nullptr, {}}, false, false);
   return queue.capture_node >= 0 && queue.capture_after.empty() ? queue.capture_node : queue.capture_after.front();
 }
 
@@ -76,9 +77,7 @@ int join_capture(Queue& queue, Capture& capture, int node) {
   return kSuccess;
 }
 
-bool active(const Capture& capture) {
-  return std::find(captures.begin(), captures.end(), &capture) != captures.end();
-}
+bool active(const Capture& capture) { return std::find(captures.begin(), captures.end(), &capture) != captures.end(); }
 
 void invalidate(Capture& capture) { capture.valid = false; }
 
@@ -86,8 +85,7 @@ int refuse_in_capture() {
   bool refused = false;
   for (Capture* capture : captures) {
     const bool own = capture->thread == std::this_thread::get_id();
-    const bool concerns = capture->mode == CaptureMode::global ||
-                          (capture->mode == CaptureMode::thread_local_ && own);
+    const bool concerns = capture->mode == CaptureMode::global || (capture->mode == CaptureMode::thread_local_ && own);
     if (!concerns || thread_mode == CaptureMode::relaxed || (thread_mode == CaptureMode::thread_local_ && !own))
       continue;
     invalidate(*capture);
@@ -148,7 +146,7 @@ HIPSIM_API int hipStreamEndCapture(hipStream_t stream, hipGraph_t* graph) {
   if (capture->branches.front() != queue) return fail(kErrorStreamCaptureUnmatched);
   if (capture->mode != CaptureMode::relaxed && capture->thread != std::this_thread::get_id())
     return fail(kErrorStreamCaptureWrongThread);
-  const int failed = !capture->valid      ? kErrorStreamCaptureInvalidated
+  const int failed = !capture->valid     ? kErrorStreamCaptureInvalidated
                      : !joined(*capture) ? kErrorStreamCaptureUnjoined
                                          : kSuccess;
   leave(*capture);  // and is never deleted: events refer to it

@@ -9,8 +9,8 @@ namespace hipsim {
 
 struct Node {
   Task task;
-  int branch;               // which of the captured streams
-  std::vector<int> after;   // nodes, all of them earlier
+  int branch;              // which of the captured streams
+  std::vector<int> after;  // nodes, all of them earlier
   bool copy, calls_host;
 };
 struct GraphState {

@@ -47,7 +47,8 @@ bool valid_end(const void* address, std::size_t bytes, const char* verb) {
     return false;
   }
   if (start + bytes <= allocation->end()) return true;
-  found("out of bounds", std::string(current_call().function) + " " + verb + " " + describe_range(start, start + bytes));
+  found("out of bounds",
+        std::string(current_call().function) + " " + verb + " " + describe_range(start, start + bytes));
   return false;
 }
 
@@ -142,16 +143,16 @@ HIPSIM_API int hipMemcpyAsync(void* to, const void* from, std::size_t bytes, int
   return copy(stream, {to, from, flat(bytes), kind, false});
 }
 
-#define DIRECTED_COPY(suffix, direction)                                                          \
-  HIPSIM_API int hipMemcpy##suffix(void* to, void* from, std::size_t bytes) {                     \
-    const int kind = direction;                                                                   \
-    LOG_COPY("null");                                                                             \
-    return copy(nullptr, {to, from, flat(bytes), kind, true});                                    \
-  }                                                                                               \
+#define DIRECTED_COPY(suffix, direction)                                                                 \
+  HIPSIM_API int hipMemcpy##suffix(void* to, void* from, std::size_t bytes) {                            \
+    const int kind = direction;                                                                          \
+    LOG_COPY("null");                                                                                    \
+    return copy(nullptr, {to, from, flat(bytes), kind, true});                                           \
+  }                                                                                                      \
   HIPSIM_API int hipMemcpy##suffix##Async(void* to, void* from, std::size_t bytes, hipStream_t stream) { \
-    const int kind = direction;                                                                   \
-    LOG_COPY(stream_name(stream).c_str());                                                        \
-    return copy(stream, {to, from, flat(bytes), kind, false});                                    \
+    const int kind = direction;                                                                          \
+    LOG_COPY(stream_name(stream).c_str());                                                               \
+    return copy(stream, {to, from, flat(bytes), kind, false});                                           \
   }
 DIRECTED_COPY(HtoD, kHostToDevice)
 DIRECTED_COPY(DtoH, kDeviceToHost)

@@ -27,7 +27,8 @@ double now() {
 EventState* find_event(hipEvent_t event) {
   if (alive(kKind, event)) return &events[event];
   if (!events.count(event))
-    finding("invalid handle", "%s gets the event %p, which is none", current_call().function, static_cast<void*>(event));
+    finding("invalid handle", "%s gets the event %p, which is none", current_call().function,
+            static_cast<void*>(event));
   return nullptr;
 }
 

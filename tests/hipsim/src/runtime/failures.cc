@@ -40,8 +40,9 @@ Plan& plan() {
       char name[128], plus = 0;
       Failure failure{0, false, 0};
       const bool onwards = item.find('+') != std::string::npos;
-      const int read = onwards ? std::sscanf(item.c_str(), "%127[^:]:%lu%c:%d", name, &failure.from, &plus, &failure.code)
-                               : std::sscanf(item.c_str(), "%127[^:]:%lu:%d", name, &failure.from, &failure.code);
+      const int read = onwards
+                           ? std::sscanf(item.c_str(), "%127[^:]:%lu%c:%d", name, &failure.from, &plus, &failure.code)
+                           : std::sscanf(item.c_str(), "%127[^:]:%lu:%d", name, &failure.from, &failure.code);
       if (read != (onwards ? 4 : 3) || !failure.from || !failure.code) refuse(item);
       failure.onwards = onwards;
       made->failures[name].push_back(failure);

@@ -47,7 +47,8 @@ void flight_queued(const Operation& operation) {
     const Allocation* allocation = find_allocation(access.address);
     if (!allocation || allocation->kind != Kind::pinned || !allocation->freed.empty()) continue;
     const auto start = reinterpret_cast<std::uintptr_t>(access.address);
-    flights.push_back({&operation, start, std::min(start + access.bytes, allocation->end()), access.writes, false, false});
+    flights.push_back(
+        {&operation, start, std::min(start + access.bytes, allocation->end()), access.writes, false, false});
     protect(flights.back());
   }
 }

@@ -77,8 +77,7 @@ static int instantiate(hipGraphExec_t* executable, hipGraph_t graph) {
   state.branches.push_back(nullptr);
   for (const Node& node : state.graph.nodes)
     while (state.branches.size() <= static_cast<std::size_t>(node.branch))
-      state.branches.push_back(
-          &make_queue(format("g%zu.%zu", executables_made, state.branches.size()), false));
+      state.branches.push_back(&make_queue(format("g%zu.%zu", executables_made, state.branches.size()), false));
   executables[*executable] = std::move(state);
   made(kExecutable, *executable);
   return kSuccess;

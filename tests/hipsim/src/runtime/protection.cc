@@ -37,7 +37,9 @@ bool handled(const void* pointer, bool is_write) {
   const bool freed = !allocation->freed.empty(), inside = address < allocation->end();
   if (allocation->kind == Kind::pinned && !freed && inside) return excuse_fault(address, is_write);
   const Operation* operation = running_operation();
-  found(freed ? "use after free" : inside ? "host access" : "out of bounds",
+  found(freed    ? "use after free"
+        : inside ? "host access"
+                 : "out of bounds",
         (operation ? describe(*operation) : std::string("the program itself")) + (is_write ? " writes " : " reads ") +
             describe_range(address, address + 1) + (freed ? "; freed by " + allocation->freed : std::string()));
   return false;
@@ -56,7 +58,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
 
 void watch_faults() {
   static const bool watched = [] {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;
     sigaction(SIGSEGV, &action, &next_handler);

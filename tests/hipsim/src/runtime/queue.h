@@ -44,8 +44,8 @@ struct Queue {
   bool busy = false, started = false;
   unsigned random;
   Capture* capture = nullptr;
-  int capture_node = -1;            // the last node that the capture made of this stream's work
-  std::vector<int> capture_after;   // nodes that the next one waits for
+  int capture_node = -1;           // the last node that the capture made of this stream's work
+  std::vector<int> capture_after;  // nodes that the next one waits for
 };
 
 // Held by every function that touches queues, events, memory or graphs; released while an operation runs.

@@ -56,8 +56,8 @@ void report(const char* kind, const Past& earlier, const Operation& later, std::
   static std::set<std::string>& said = *new std::set<std::string>;
   if (!said.insert(kind + earlier.name + earlier.queue->name + later.task.name + later.queue->name).second) return;
   found("race", std::string(kind) + ": " + describe(later) + ", and before it " + earlier.name +
-                    format(" (call %llu) on ", static_cast<unsigned long long>(earlier.call)) + describe(*earlier.queue) +
-                    ": " + describe_range(start, end) + "; " + missing_edge(earlier, later));
+                    format(" (call %llu) on ", static_cast<unsigned long long>(earlier.call)) +
+                    describe(*earlier.queue) + ": " + describe_range(start, end) + "; " + missing_edge(earlier, later));
 }
 
 void check_segment(const Operation& operation, std::uintptr_t start, Segment& segment, bool writes) {

@@ -52,7 +52,9 @@ Queue* find_queue(hipStream_t stream) {
   if (!stream || stream == kLegacy) return &null_queue();
   if (stream == kPerThread) return &thread_queue();
   if (alive(kKind, stream)) return streams[stream].queue;
-  if (!find(stream)) finding("invalid handle", "%s gets the stream %p, which is none", current_call().function, static_cast<void*>(stream));
+  if (!find(stream))
+    finding("invalid handle", "%s gets the stream %p, which is none", current_call().function,
+            static_cast<void*>(stream));
   return nullptr;
 }
 
