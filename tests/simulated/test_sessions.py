@@ -20,6 +20,12 @@ def run(*arguments, mode="lazy", **settings):
     return simulated_device.run([sys.executable, PROGRAM, "rocm", *arguments], mode, HIPSIM_PROTECT=1, **settings)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def simulator():
+    """Built before the clock of any test runs."""
+    assert simulated_device.run(["true"], timeout=600).status == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_program_is_right_and_in_order(mode):
     done = run(mode=mode)
