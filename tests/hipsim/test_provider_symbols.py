@@ -81,7 +81,7 @@ def test_a_kernel_that_is_not_emulated_fails_by_name(tmp_path):
     program = Path(__file__).parent / "programs" / "unknown_kernel.py"
     done = run([sys.executable, program])
     assert "hipErrorInvalidDeviceFunction" in done.output
-    assert [kinds(done.findings), "onnxruntime::rocm::_CumSumKernel<float>(" in done.findings[0]] == [
+    assert [kinds(done.findings), "onnxruntime::rocm::TriluKernel<int, true>(" in done.findings[0]] == [
         ["unknown kernel"],
         True,
     ]
