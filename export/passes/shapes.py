@@ -14,6 +14,8 @@ from rocline.custom_ops.rewriting import Context, Outcome, Rule
 
 # Larger initializers are weights, whose values no shape depends on.
 _SHAPE_ELEMENTS = 128
+# What is known after the first round makes more known in the second.
+_ROUNDS = 2
 # Operators that ONNX's inference does not know, with outputs shaped like an input: output index -> input index.
 _SHAPED_LIKE = {
     "rocline::CachedAttention": {0: 0},
@@ -40,11 +42,12 @@ class KnownSizes(Rule):
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Infers the shapes of all values on the way; later passes read them."""
         before = sum(1 for _ in model.graph.all_nodes())
-        infer(model)
-        for graph in (model.graph, *model.graph.subgraphs()):
-            _fold_sizes(graph)
-            _fold_targets(graph)
-        optimizer.fold_constants(model, onnx_shape_inference=False)
+        for _ in range(_ROUNDS):
+            infer(model)
+            for graph in (model.graph, *model.graph.subgraphs()):
+                _fold_sizes(graph)
+                _fold_targets(graph)
+            optimizer.fold_constants(model, onnx_shape_inference=False)
         infer(model)
         folded = before - sum(1 for _ in model.graph.all_nodes())
         return Outcome(self.name, self.made, max(0, folded))
@@ -147,14 +150,25 @@ def _set(value: ir.Value | None, info: onnx.ValueInfoProto) -> None:
 
 
 def _fold_sizes(graph: ir.Graph) -> None:
-    """Replaces what picks known sizes out of a shape by constants."""
+    """Replaces what picks known sizes out of a shape, or fills a small one, by constants."""
     for node in list(graph):
         sizes = _picked(node)
+        if sizes is None:
+            sizes = _filled(node)
         output = node.outputs[0]
         if sizes is None or output.is_graph_output():
             continue
         constant = rewriting.initializer(graph, f"{output.name}_known", sizes)
         output.replace_all_uses_with(constant)
+
+
+def _filled(node: ir.Node) -> npt.NDArray[Any] | None:
+    """Returns what a ConstantOfShape makes of a known small shape, which folding constants leaves alone."""
+    shape = rewriting.constant(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
+    if node.domain or shape is None or shape.prod() > _SHAPE_ELEMENTS:
+        return None
+    value = node.attributes.get("value")
+    return np.full(shape, value.as_tensor().numpy().reshape(()) if value is not None else np.float32(0))
 
 
 def _fold_targets(graph: ir.Graph) -> None:
