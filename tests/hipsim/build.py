@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -201,6 +202,19 @@ def _build(compile_with: list[str], shared: bytes, sources: dict[Library, list[P
             _link(compile_with, library, objects[library], partial, symbols)
         shutil.rmtree(partial / "work")
         partial.rename(folder)
+    _forget(path for path in CACHE.iterdir() if path != folder and re.fullmatch("[0-9a-f]{20}", path.name))
+    _forget((CACHE / "objects").iterdir())
+
+
+def _forget(built: Iterable[Path]) -> None:
+    """Removes what was built more than a day ago."""
+    for path in built:
+        if time.time() - path.stat().st_mtime < 24 * 3600:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
