@@ -16,8 +16,7 @@
 namespace emulate {
 
 // Saves the running fiber's stack pointer at `from` and goes on with the one saved as `to`.
-__attribute__((naked, noinline)) inline void switch_stack(void** from, void* to) {
-  (void)from, (void)to;
+__attribute__((naked, noinline)) inline void switch_stack([[maybe_unused]] void** from, [[maybe_unused]] void* to) {
   asm volatile(
       "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
       "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
