@@ -120,7 +120,9 @@ class Session:
         staging = started.lane is not None and started.capture is not None
         self._staging = sorted(ort_session.STAGING & outline.operators.keys()) if staging else []
         if self._staging:
-            notes.append(f"every run waits for the device, as ONNX Runtime needs it to after {', '.join(self._staging)}")
+            notes.append(
+                f"every run waits for the device, as ONNX Runtime needs it to after {', '.join(self._staging)}"
+            )
         if self._capture and started.capture:
             notes.append(f"graphs are not captured: {started.capture}")
         self.report = Report(
