@@ -20,8 +20,8 @@ def test_no_races_and_no_leaks(mode):
     assert "things_are_left_open" in done.output
 
 
-# An edge of the runtime, a program that needs it, and the modes in which its lack shows. Where the host is what does not
-# wait, a stream that works at once hides it, and one with a thread of its own may.
+# An edge of the runtime, a program that needs it, and the modes in which its lack shows. Where it is the host that does
+# not wait, a stream that works at once hides it, and one with a thread of its own may.
 EDGES = [
     ("handover", "a_buffer_wanders_between_streams", ("sync", "threaded", "lazy")),
     ("reader", "a_reader_is_not_overtaken", ("sync", "threaded", "lazy")),
