@@ -5,9 +5,10 @@
     python benchmarks/decode.py out/static --growing out/growing --transformers    tokens a second, greedy
     python benchmarks/decode.py out/static --growing out/growing --prefill         a prompt of 512 tokens, by chunk
 
-All ways take turns in one process, in an order that changes, and decode the same tokens (checked). After an unmeasured
-round the table gives the median over the rounds with its range, and the median of what the first way was faster by
-than this one in the same round.
+All ways take turns in one process, in an order that changes, and decode the same tokens (checked). Where weights lie in
+memory depends on which model was loaded first, and decides a few percent: so all are loaded anew, each first once.
+After an unmeasured round the table gives the median over the rounds with its range, and the median of what the first
+way was faster by than this one in the same round.
 
 ``--genai FOLDER`` adds the graph that onnxruntime-genai's model builder makes, in this ONNX Runtime and with its cache
 bound in place. The builder needs an environment of its own and a Hugging Face folder, which ``--save-hf`` writes:
@@ -34,6 +35,7 @@ import onnxruntime
 import torch
 
 import rocline
+from rocline.runtime.static_cache import StaticDecoder
 from rocline.runtime.tokenizer import TextTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -73,7 +75,7 @@ class Genai:
         decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
         self.heads, self.size = decoder["num_key_value_heads"], decoder["head_size"]
 
-    def __call__(self, ids, new):
+    def __call__(self, ids, new, chunk=None):
         binding = self.session.io_binding()
         caches = []  # a binding keeps no array alive
         for name in (spec.name for spec in self.session.get_inputs() if spec.name.startswith("past_key_values.")):
@@ -98,7 +100,7 @@ class Transformers:
     def __init__(self, model):
         self.model = model
 
-    def __call__(self, ids, new):
+    def __call__(self, ids, new, chunk=None):
         cache = None
 
         def step(fed, length):
@@ -122,50 +124,56 @@ def timed_loop(step, ids, new):
     return tokens, times[1] - times[0], times[-1] - times[1]
 
 
-def compare(ways, ids, new, rounds, rate):
-    """Prints ``rate(prefill_s, decode_s)`` of all ways, which are functions of ``ids`` and ``new``, by turns."""
-    values = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        answers = {}
-        for name in random.sample(list(ways), len(ways)):
-            answers[name], prefill_s, decode_s = ways[name](ids, new)
-            if turn:
-                values[name].append(rate(prefill_s, decode_s))
-        for name, tokens in answers.items():
-            assert tokens == answers[next(iter(ways))], f"{name} decoded other tokens"
+def compare(loaders, ways, ids, new, rounds, rate):
+    """Prints ``rate(prefill_s, decode_s)`` of all ways by turns; a way is a model's name and a prefill chunk."""
+    values = {way: [] for way in ways}
+    names = list(loaders)
+    for first in range(len(names)):
+        models = {name: loaders[name]() for name in names[first:] + names[:first]}
+        for turn in range(rounds + 1):
+            answers = {}
+            for way in random.sample(list(ways), len(ways)):
+                name, chunk = ways[way]
+                answers[way], prefill_s, decode_s = models[name](ids, new, chunk)
+                if turn:
+                    values[way].append(rate(prefill_s, decode_s))
+            for way, tokens in answers.items():
+                assert tokens == answers[next(iter(ways))], f"{way} decoded other tokens"
+        del models
     print(f"{'':28}{'median':>8}{'min':>8}{'max':>8}{'first way is faster by':>24}")
     first = next(iter(values.values()))
-    for name, mine in values.items():
+    for way, mine in values.items():
         faster = statistics.median(a / b for a, b in zip(first, mine, strict=True))
-        print(f"{name:28}{statistics.median(mine):8.1f}{min(mine):8.1f}{max(mine):8.1f}{faster:24.2f}")
+        print(f"{way:28}{statistics.median(mine):8.1f}{min(mine):8.1f}{max(mine):8.1f}{faster:24.2f}")
 
 
-def ways_to_decode(arguments):
-    ways = {"rocline, static cache": Rocline(arguments.folder, arguments.threads)}
+def model_loaders(arguments):
+    threads = arguments.threads
+    loaders = {"static": lambda: Rocline(arguments.folder, threads)}
     if arguments.growing:
-        ways["rocline, growing cache"] = Rocline(arguments.growing, arguments.threads)
+        loaders["growing"] = lambda: Rocline(arguments.growing, threads)
     if arguments.genai:
-        ways["genai's graph"] = Genai(arguments.genai, arguments.threads)
-    if arguments.transformers:
-        torch.set_num_threads(arguments.threads)
+        loaders["genai"] = lambda: Genai(arguments.genai, threads)
+    if arguments.transformers and not arguments.prefill:
+        torch.set_num_threads(threads)
         sdpa = real_models.load_smollm2()
         eager = copy.deepcopy(sdpa)
         eager.set_attn_implementation("eager")
-        ways |= {"transformers sdpa": Transformers(sdpa), "transformers eager": Transformers(eager)}
-    return ways
+        loaders |= {
+            "transformers, sdpa": lambda: Transformers(sdpa),
+            "transformers, eager": lambda: Transformers(eager),
+        }
+    return loaders
 
 
-def ways_to_prefill(arguments):
+def prefill_ways(loaders):
     """The static cache by chunk, its default first, and the others at their best."""
-    static = Rocline(arguments.folder, arguments.threads)
-    chunks = dict.fromkeys([static.generator.prefill_chunk, 64, 128, 256, 512])
-    ways = {f"static, chunks of {chunk}": lambda ids, new, chunk=chunk: static(ids, new, chunk) for chunk in chunks}
-    if arguments.growing:
-        growing = Rocline(arguments.growing, arguments.threads)
-        for chunk in (128, 512):
-            ways[f"growing, chunks of {chunk}"] = lambda ids, new, chunk=chunk: growing(ids, new, chunk)
-    if arguments.genai:
-        ways["genai's graph, at once"] = Genai(arguments.genai, arguments.threads)
+    chunks = dict.fromkeys([StaticDecoder.prefill_chunk, 64, 128, 256, 512])
+    ways = {f"static, chunks of {chunk}": ("static", chunk) for chunk in chunks}
+    if "growing" in loaders:
+        ways |= {f"growing, chunks of {chunk}": ("growing", chunk) for chunk in (128, 512)}
+    if "genai" in loaders:
+        ways["genai's graph, at once"] = ("genai", None)
     return ways
 
 
@@ -191,16 +199,17 @@ def main():
     print(f"{cpu}, {arguments.threads} threads; Python {platform.python_version()}, onnxruntime "
           f"{onnxruntime.__version__}, torch {torch.__version__}")  # fmt: skip
     random.seed(0)
-    ways = ways_to_prefill(arguments) if arguments.prefill else ways_to_decode(arguments)
+    loaders = model_loaders(arguments)
     tokenizer = TextTokenizer(arguments.folder)
     if arguments.prefill:
         ids = tokenizer.encode(f"{PROMPT} " * 80)[:512]
         print(f"prefill of {len(ids)} tokens, tokens a second")
-        compare(ways, ids, 1, arguments.rounds, lambda prefill_s, _: len(ids) / prefill_s)
+        compare(loaders, prefill_ways(loaders), ids, 1, arguments.rounds, lambda prefill_s, _: len(ids) / prefill_s)
     else:
         ids = tokenizer.encode(PROMPT)
         print(f"decoding {arguments.new} tokens after {len(ids)}, batch 1, tokens a second")
-        compare(ways, ids, arguments.new, arguments.rounds, lambda _, decode_s: (arguments.new - 1) / decode_s)
+        ways = {name: (name, None) for name in loaders}
+        compare(loaders, ways, ids, arguments.new, arguments.rounds, lambda _, decode_s: (arguments.new - 1) / decode_s)
 
 
 if __name__ == "__main__":
