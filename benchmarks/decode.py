@@ -35,7 +35,7 @@ import onnxruntime
 import torch
 
 import rocline
-from rocline.runtime.static_cache import StaticDecoder
+from rocline.runtime.generator import PREFILL_CHUNK
 from rocline.runtime.tokenizer import TextTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -168,7 +168,7 @@ def model_loaders(arguments):
 
 def prefill_ways(loaders):
     """The static cache by chunk, its default first, and the others at their best."""
-    chunks = dict.fromkeys([StaticDecoder.prefill_chunk, 64, 128, 256, 512])
+    chunks = dict.fromkeys([PREFILL_CHUNK, 64, 128, 256, 512])
     ways = {f"static, chunks of {chunk}": ("static", chunk) for chunk in chunks}
     if "growing" in loaders:
         ways |= {f"growing, chunks of {chunk}": ("growing", chunk) for chunk in (128, 512)}
