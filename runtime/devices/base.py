@@ -2,6 +2,7 @@
 
 import contextlib
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Closing")
 
 
-class Closing:
+class Closing(ABC):
     """Something that is open until `close` is called: by hand, at the end of a ``with`` block, or when it is dropped.
 
     Attributes:
@@ -30,9 +31,9 @@ class Closing:
 
     closed: bool = True
 
+    @abstractmethod
     def close(self) -> None:
         """Gives back what this holds; a second call does nothing."""
-        raise NotImplementedError
 
     def __enter__(self: Self) -> Self:
         return self
