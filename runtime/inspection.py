@@ -1,5 +1,6 @@
 """What is in a model: the facts behind ``rocline inspect``, read without onnxruntime or onnx."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from rocline.runtime import fusion_table, onnx_file
 from rocline.runtime.manifest import TensorSpec
 from rocline.runtime.model import locate, onnx_files
+
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def inspect(model: str | Path, *, verify: bool = False) -> dict[str, Any]:
@@ -89,14 +92,26 @@ def _model_lines(name: str, model: dict[str, Any]) -> list[str]:
     weights = ", ".join(f"{size:,} bytes of {dtype}" for dtype, size in model["weight_bytes"].items())
     operators = ", ".join(f"{operator} {count}" for operator, count in model["operators"].items())
     lines = [f"{name}: IR {model['ir_version']}, opset {opsets}; made by {model['producer'] or 'unknown'}"]
-    lines += [f"  in       {_spec(spec)}" for spec in model["inputs"]]
-    lines += [f"  out      {_spec(spec)}" for spec in model["outputs"]]
+    lines += [f"  in       {line}" for line in _specs(model["inputs"])]
+    lines += [f"  out      {line}" for line in _specs(model["outputs"])]
     lines += [f"  weights  {weights or 'none'}", f"  {model['nodes']} nodes: {operators}"]
     if model["custom_ops"]:
         lines.append(f"  custom operators: {', '.join(model['custom_ops'])}")
     return lines
 
 
-def _spec(spec: dict[str, Any]) -> str:
-    tensor = TensorSpec(**spec)
-    return f"{tensor.name}: {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+def _specs(specs: list[dict[str, Any]]) -> list[str]:
+    """Returns a line for each tensor; those of a cache's layers, which differ by a number alone, share one."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for tensor in (TensorSpec(**spec) for spec in specs):
+        shape = f"[{', '.join(map(str, tensor.shape))}]"
+        alike.setdefault((_LAYER.sub(".N.", tensor.name, count=1), tensor.dtype, shape), []).append(tensor.name)
+    lines = []
+    for (_, dtype, shape), names in alike.items():
+        name = names[0]
+        if len(names) > 1:
+            first, last = (_LAYER.search(names[place]) for place in (0, -1))
+            assert first is not None and last is not None
+            name = f"{name[: first.end(1)]}..{last[1]}{name[first.end(1) :]}"
+        lines.append(f"{name}: {dtype} {shape}")
+    return lines

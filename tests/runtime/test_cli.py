@@ -277,6 +277,17 @@ def test_inspect_a_bare_file(tmp_path):
     assert "custom operators: rocline::AddScale" in out
 
 
+def test_inspect_gives_the_layers_of_a_cache_one_line(tmp_path):
+    layers = [(f"past.{layer}.key", TensorProto.FLOAT, [1, 8 if layer == 2 else 4]) for layer in range(12)]
+    proto = small_models.model(
+        [helper.make_node("Identity", ["past.0.key"], ["y"])], layers, [("y", TensorProto.FLOAT, [1, 4])]
+    )
+    out = rocline("inspect", small_models.save(proto, tmp_path)).out
+    assert "past.0..11.key: float32 [1, 4]" in out
+    assert "past.2.key: float32 [1, 8]" in out
+    assert out.count("past.") == 2
+
+
 def test_inspect_several_files(tmp_path):
     for name in ("decoder.onnx", "encoder.onnx"):
         small_models.save(small_models.matmul(), tmp_path, name)
