@@ -31,26 +31,20 @@ def add_scale(dtype=FLOAT):
 
 def chain():
     """y = ((x @ w) + x) * 0.5 : a kernel of the provider's BLAS, then one of ours."""
-    w = np.linalg.qr(np.random.default_rng(1).standard_normal((32, 32)))[0].astype(np.float32)
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["t"]),
-        helper.make_node("AddScale", ["t", "x"], ["y"], domain="rocline", scale=0.5),
-    ]
-    return small_models.model(
-        nodes,
-        [("x", FLOAT, ["n", 32])],
-        [("y", FLOAT, ["n", 32])],
-        [numpy_helper.from_array(w, "w")],
-        opsets={"": 17, "rocline": 1},
-    )
+    return _product_and_sum("x", seed=1)
 
 
 def rotation():
     """y = (t + t) * 0.5 with t = x @ w, which turns x: a long ring of it shows every step that is missing."""
-    w = np.linalg.qr(np.random.default_rng(4).standard_normal((32, 32)))[0].astype(np.float32)
+    return _product_and_sum("t", seed=4)
+
+
+def _product_and_sum(summand, seed):
+    """y = (t + summand) * 0.5 with t = x @ w and w a rotation."""
+    w = np.linalg.qr(np.random.default_rng(seed).standard_normal((32, 32)))[0].astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["t"]),
-        helper.make_node("AddScale", ["t", "t"], ["y"], domain="rocline", scale=0.5),
+        helper.make_node("AddScale", ["t", summand], ["y"], domain="rocline", scale=0.5),
     ]
     return small_models.model(
         nodes,

@@ -14,18 +14,6 @@ def driver():
     return FakeDriver(devices=2)
 
 
-@pytest.fixture
-def device(driver):
-    with driver.device() as device:
-        yield device
-    assert driver.leaks() == {}
-
-
-@pytest.fixture
-def streams(device):
-    return [device.create_stream() for _ in range(3)]
-
-
 def edges(driver):
     """What waits for what, as pairs of handles."""
     return [(waiting, recorded) for _, waiting, recorded in driver.logged("wait")]

@@ -16,18 +16,6 @@ def driver():
     return FakeDriver()
 
 
-@pytest.fixture
-def device(driver):
-    with driver.device() as device:
-        yield device
-    assert driver.leaks() == {}
-
-
-@pytest.fixture
-def streams(device):
-    return [device.create_stream() for _ in range(3)]
-
-
 @pytest.mark.parametrize(
     ("nbytes", "size"),
     [

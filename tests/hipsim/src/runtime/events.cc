@@ -32,6 +32,16 @@ EventState* find_event(hipEvent_t event) {
   return nullptr;
 }
 
+// Why the host may neither wait for an event nor ask about it; kSuccess if it may.
+int refuse_host(const EventState* state) {
+  if (!state) return kErrorInvalidHandle;
+  if (state->capture && active(*state->capture)) {
+    invalidate(*state->capture);
+    return kErrorCapturedEvent;
+  }
+  return refuse_in_capture();
+}
+
 int create(hipEvent_t* event, unsigned flags) {
   if (!event || flags & ~(kBlockingSync | kDisableTiming | kInterprocess | kFences)) return fail(kErrorInvalidValue);
   const Lock held = lock();
@@ -116,12 +126,7 @@ HIPSIM_API int hipEventSynchronize(hipEvent_t event) {
   HIP_CALL("event=%s", event_name(event).c_str());
   Lock held = lock();
   const EventState* state = find_event(event);
-  if (!state) return fail(kErrorInvalidHandle);
-  if (state->capture && active(*state->capture)) {
-    invalidate(*state->capture);
-    return fail(kErrorCapturedEvent);
-  }
-  if (const int refused = refuse_in_capture()) return fail(refused);
+  if (const int refused = refuse_host(state)) return fail(refused);
   wait(held, OperationPtr(state->recorded));
   return kSuccess;
 }
@@ -129,12 +134,7 @@ HIPSIM_API int hipEventQuery(hipEvent_t event) {
   HIP_CALL("event=%s", event_name(event).c_str());
   Lock held = lock();
   const EventState* state = find_event(event);
-  if (!state) return fail(kErrorInvalidHandle);
-  if (state->capture && active(*state->capture)) {
-    invalidate(*state->capture);
-    return fail(kErrorCapturedEvent);
-  }
-  if (const int refused = refuse_in_capture()) return fail(refused);
+  if (const int refused = refuse_host(state)) return fail(refused);
   return poll(held, OperationPtr(state->recorded)) ? kSuccess : kErrorNotReady;
 }
 HIPSIM_API int hipEventElapsedTime(float* milliseconds, hipEvent_t start, hipEvent_t stop) {
