@@ -1,7 +1,9 @@
 """What the host may do with pinned memory while work on it is queued. Run with HIPSIM_PROTECT=1."""
 
 import ctypes
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from device import (
     D2H,
@@ -19,9 +21,13 @@ from device import (
     record,
     stream,
     synchronize,
+    wait,
 )
 
 PAGE = 4096
+HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+_kept: list[object] = []
 
 
 def read(pointer: int) -> int:
@@ -32,48 +38,53 @@ def write(pointer: int, value: int) -> None:
     ctypes.memset(pointer, value, 1)
 
 
-def busy() -> int:
-    """A stream that has work for a while, in threaded mode."""
-    s = stream()
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: time.sleep(0.2))
-    busy.functions.append(function)
-    call("hipLaunchHostFunc", s, function, 0)
-    return s
-
-
-busy.functions = []
+@contextmanager
+def held() -> Iterator[int]:
+    """A stream whose work begins when the block ends."""
+    s, ended = stream(), threading.Event()
+    wait_for_the_end = HOST_FUNCTION(lambda _: ended.wait())
+    _kept.append(wait_for_the_end)
+    call("hipLaunchHostFunc", s, wait_for_the_end, 0)
+    try:
+        yield s
+    finally:
+        ended.set()
 
 
 @case
 def source_overwritten():
-    s, a, h = busy(), malloc(), pinned()
-    copy(a, h, s, H2D)
-    write(h, 5)
+    with held() as s:
+        a, h = malloc(), pinned()
+        copy(a, h, s, H2D)
+        write(h, 5)
     return read(h)
 
 
 @case
 def source_read():
-    s, a, h = busy(), malloc(), pinned()
-    write(h, 5)
-    copy(a, h, s, H2D)
-    return read(h)
+    with held() as s:
+        a, h = malloc(), pinned()
+        write(h, 5)
+        copy(a, h, s, H2D)
+        return read(h)
 
 
 @case
 def target_read_too_early():
-    s, a, h = busy(), malloc(), pinned()
-    fill(a, 1, s)
-    copy(h, a, s, D2H)
-    read(h + SIZE - 1)
+    with held() as s:
+        a, h = malloc(), pinned()
+        fill(a, 1, s)
+        copy(h, a, s, D2H)
+        read(h + SIZE - 1)
 
 
 @case
 def target_read_after_the_event():
-    s, a, h, e = busy(), malloc(), pinned(), event()
-    fill(a, 1, s)
-    copy(h, a, s, D2H)
-    record(e, s)
+    with held() as s:
+        a, h, e = malloc(), pinned(), event()
+        fill(a, 1, s)
+        copy(h, a, s, D2H)
+        record(e, s)
     call("hipEventSynchronize", e)
     return read(h)
 
@@ -83,19 +94,20 @@ def target_read_after_an_earlier_event():
     s, a, h, e = stream(), malloc(), pinned(), event()
     fill(a, 1, s)
     record(e, s)
-    t = busy()
-    call("hipStreamWaitEvent", t, e, 0)
-    copy(h, a, t, D2H)
-    call("hipEventSynchronize", e)
-    read(h)
+    with held() as t:
+        wait(t, e)
+        copy(h, a, t, D2H)
+        call("hipEventSynchronize", e)
+        read(h)
 
 
 @case
 def target_read_once_it_is_done():
-    s, a, h, e = busy(), malloc(), pinned(), event()
-    fill(a, 1, s)
-    copy(h, a, s, D2H)
-    record(e, s)
+    with held() as s:
+        a, h, e = malloc(), pinned(), event()
+        fill(a, 1, s)
+        copy(h, a, s, D2H)
+        record(e, s)
     while attempt("hipEventQuery", e):
         pass
     return read(h)
@@ -103,27 +115,28 @@ def target_read_once_it_is_done():
 
 @case
 def other_memory_on_the_same_page():
-    s, a, h = busy(), malloc(), pinned(2 * SIZE)
-    copy(a, h, s, H2D)
-    write(h + SIZE, 7)
-    return read(h + SIZE)
+    with held() as s:
+        a, h = malloc(), pinned(2 * SIZE)
+        copy(a, h, s, H2D)
+        write(h + SIZE, 7)
+        return read(h + SIZE)
 
 
 @case
 def two_copies_of_which_one_is_done():
-    s, a, h, e = busy(), malloc(), pinned(), event()
+    s, a, h, e = stream(), malloc(), pinned(), event()
     copy(a, h, s, H2D)
     record(e, s)
-    t = busy()
-    call("hipStreamWaitEvent", t, e, 0)
-    copy(a, h, t, H2D)
-    call("hipEventSynchronize", e)
-    write(h, 1)
+    with held() as t:
+        wait(t, e)
+        copy(a, h, t, H2D)
+        call("hipEventSynchronize", e)
+        write(h, 1)
 
 
 @case
 def a_large_target():
-    s, a, h = busy(), malloc(8 * PAGE), pinned(8 * PAGE)
+    s, a, h = stream(), malloc(8 * PAGE), pinned(8 * PAGE)
     fill(a, 1, s, 8 * PAGE)
     copy(h, a, s, D2H, 8 * PAGE)
     synchronize(s)
