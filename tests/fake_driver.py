@@ -4,7 +4,7 @@ import itertools
 from collections import defaultdict
 
 from rocline.errors import DeviceError, DeviceMemoryError
-from rocline.runtime.devices.base import Device
+from rocline.runtime.devices.device import Device
 from rocline.runtime.devices.host import HostDriver
 
 HIP, CUDA = ("hip", 10), ("cuda", 2)

@@ -4,10 +4,11 @@ import threading
 from functools import cache
 
 from rocline.errors import DeviceError
-from rocline.runtime.devices.base import Device, Event, MemoryInfo, Stream
 from rocline.runtime.devices.buffer import Buffer, HostCopy
+from rocline.runtime.devices.device import Device, MemoryInfo
 from rocline.runtime.devices.driver import Driver
 from rocline.runtime.devices.pool import Statistics
+from rocline.runtime.devices.streams import Event, Stream
 
 __all__ = ["Buffer", "Device", "Event", "HostCopy", "MemoryInfo", "Statistics", "Stream", "open_device"]
 

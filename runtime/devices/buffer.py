@@ -9,11 +9,13 @@ import numpy as np
 
 from rocline.errors import DeviceError
 from rocline.runtime.devices import dlpack
-from rocline.runtime.devices.base import Closing, Device, Stream
+from rocline.runtime.devices.closing import Closing
+from rocline.runtime.devices.device import Device
 from rocline.runtime.devices.driver import Direction
 from rocline.runtime.devices.dtypes import DType, checked_dtype, checked_shape
 from rocline.runtime.devices.staging import CHUNK
 from rocline.runtime.devices.storage import Storage
+from rocline.runtime.devices.streams import Stream
 
 Array = np.ndarray[Any, Any]
 

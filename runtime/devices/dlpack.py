@@ -18,9 +18,10 @@ from rocline.errors import DeviceError
 from rocline.runtime.devices.dtypes import BFLOAT16, DType
 
 if TYPE_CHECKING:
-    from rocline.runtime.devices.base import Device, Stream
     from rocline.runtime.devices.buffer import Buffer
+    from rocline.runtime.devices.device import Device
     from rocline.runtime.devices.storage import Storage
+    from rocline.runtime.devices.streams import Stream
 
 DEVICE_NAMES = {1: "kDLCPU", 2: "kDLCUDA", 3: "kDLCUDAHost", 10: "kDLROCM", 11: "kDLROCMHost", 13: "kDLCUDAManaged"}
 """Names of DLDeviceType's numbers."""

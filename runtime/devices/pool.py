@@ -10,7 +10,7 @@ from rocline.errors import DeviceMemoryError
 from rocline.runtime.devices.driver import Driver
 
 if TYPE_CHECKING:
-    from rocline.runtime.devices.base import Stream
+    from rocline.runtime.devices.streams import Stream
 
 _SMALLEST, _LARGEST_STEP = 512, 2 << 20
 

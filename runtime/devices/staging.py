@@ -9,7 +9,7 @@ from rocline.runtime.devices.driver import Driver
 from rocline.runtime.devices.pool import size_class
 
 if TYPE_CHECKING:
-    from rocline.runtime.devices.base import Event, Stream
+    from rocline.runtime.devices.streams import Event, Stream
 
 CHUNK = 16 << 20
 """Longest single copy of an upload in bytes: a longer one goes in pieces, so that little memory is pinned."""

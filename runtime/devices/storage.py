@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable
 
-from rocline.runtime.devices.base import Device, Stream
+from rocline.runtime.devices.device import Device
+from rocline.runtime.devices.streams import Stream
 
 # Reentrant: the collector may drop a buffer, which counts too, in the midst of a count.
 _COUNTING = threading.RLock()

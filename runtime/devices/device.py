@@ -1,59 +1,23 @@
-"""Device, Stream and Event: the same for every backend, written on its `Driver`."""
+"""Device: the same for every backend, written on its `Driver`."""
 
 import contextlib
 import weakref
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rocline.errors import DeviceError
+from rocline.runtime.devices.closing import Closing
 from rocline.runtime.devices.driver import Driver
 from rocline.runtime.devices.pool import Pool
 from rocline.runtime.devices.staging import Staging
+from rocline.runtime.devices.streams import Event, Stream
 
 if TYPE_CHECKING:
     from rocline.runtime.devices.buffer import Buffer
-
-Self = TypeVar("Self", bound="Closing")
-
-
-class Closing(ABC):
-    """Something that is open until `close` is called: by hand, at the end of a ``with`` block, or when it is dropped.
-
-    Attributes:
-        closed: whether it is closed.
-    """
-
-    closed: bool = True
-
-    @abstractmethod
-    def close(self) -> None:
-        """Gives back what this holds; a second call does nothing."""
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except Exception:
-            # Nobody is there to catch it, and a failure of the device shows at the next call.
-            return
-
-    def check_open(self) -> None:
-        """Raises DeviceError if this is closed."""
-        if self.closed:
-            raise DeviceError(f"{self}: closed")
 
 
 @dataclass(frozen=True)
@@ -111,13 +75,13 @@ class Device(Closing):
         self.check_open()
         return MemoryInfo(*self.driver.memory_info(self.device_id))
 
-    def create_stream(self) -> "Stream":
+    def create_stream(self) -> Stream:
         """Returns a new stream that does not synchronise with the null stream."""
         self.check_open()
         with self.driver.lock:
             return Stream(self, self.driver.create_stream(self.device_id), owned=True)
 
-    def foreign_stream(self, handle: int) -> "Stream":
+    def foreign_stream(self, handle: int) -> Stream:
         """Returns a stream that another library made, for ordering work with it.
 
         It has to live until what it was used for here is closed. ``handle`` 0 is the null stream. For a stream that
@@ -130,13 +94,13 @@ class Device(Closing):
                     return stream
             return Stream(self, handle, owned=False)
 
-    def foreign_event(self, handle: int) -> "Event":
+    def foreign_event(self, handle: int) -> Event:
         """Returns an event that another library recorded, for `Stream.wait`."""
         self.check_open()
         return Event(self, handle, owned=False)
 
     def allocate(
-        self, shape: int | Sequence[int], dtype: Any = np.uint8, *, stream: "Stream", zero: bool = False
+        self, shape: int | Sequence[int], dtype: Any = np.uint8, *, stream: Stream, zero: bool = False
     ) -> "Buffer":
         """Returns a new buffer from the pool, for use on ``stream``; its contents are whatever was there.
 
@@ -158,7 +122,7 @@ class Device(Closing):
             made.fill(0, stream=stream)
         return made
 
-    def upload(self, array: np.ndarray[Any, Any], *, stream: "Stream") -> "Buffer":
+    def upload(self, array: np.ndarray[Any, Any], *, stream: Stream) -> "Buffer":
         """Returns a new buffer with a copy of ``array``, queued on ``stream``.
 
         Raises:
@@ -183,7 +147,7 @@ class Device(Closing):
         self.check_open()
         return buffer.wrap(self, array)
 
-    def from_dlpack(self, producer: Any, *, stream: "Stream") -> "Buffer":
+    def from_dlpack(self, producer: Any, *, stream: Stream) -> "Buffer":
         """Returns a buffer on the memory of another library's tensor, without a copy.
 
         The producer lets ``stream`` wait for its earlier work on the tensor; what it queues later has to be ordered by
@@ -228,13 +192,13 @@ class Device(Closing):
         """Whether ``other`` is the same hardware."""
         return self is other or (self.kind == other.kind and self.device_id == other.device_id)
 
-    def misfit(self, stream: "Stream") -> str:
+    def misfit(self, stream: Stream) -> str:
         """Returns why no work of this device can be queued on ``stream``; empty if it can."""
         if stream.closed:
             return "closed"
         return "" if self.same_as(stream.device) else "another device's"
 
-    def close_with(self, item: "Closing") -> None:
+    def close_with(self, item: Closing) -> None:
         """Closes ``item`` when this device is closed, unless it is closed or dropped before."""
         with self.driver.lock:
             if isinstance(item, Stream):
@@ -242,7 +206,7 @@ class Device(Closing):
             else:
                 self._users.add(item)
 
-    def record(self, stream: int) -> "Event":
+    def record(self, stream: int) -> Event:
         """Returns an event that stands for all that was queued so far on a stream of this device, by its handle."""
         self.check_open()
         with self.driver.lock:
@@ -267,129 +231,6 @@ class Device(Closing):
         with contextlib.ExitStack() as each:
             while self._events:
                 each.callback(self.driver.destroy_event, self._events.pop())
-
-
-class Stream(Closing):
-    """A queue of work on a device, done in order.
-
-    Attributes:
-        device: the device.
-        handle: the runtime's own handle as a number; 0 on the host.
-        owned: whether it was made here, not by another library.
-    """
-
-    def __init__(self, device: Device, handle: int, *, owned: bool) -> None:
-        self.device, self.handle, self.owned = device, handle, owned
-        self.closed = False
-        device.close_with(self)
-
-    def __del__(self) -> None:
-        # What is left of another library's stream here concerns nobody: memory that it still uses would refer to it.
-        if getattr(self, "owned", False):
-            super().__del__()
-
-    def __repr__(self) -> str:
-        return f"stream {self.handle:#x} on {self.device}"
-
-    def synchronize(self) -> None:
-        """Waits until all that was queued is done.
-
-        Raises:
-            DeviceError: something that was queued failed, or the stream is closed.
-        """
-        self.check_open()
-        self.device.driver.synchronize_stream(self.handle)
-
-    def record(self) -> "Event":
-        """Returns an event that stands for all that was queued so far."""
-        self.check_open()
-        return self.device.record(self.handle)
-
-    def wait(self, other: "Event | Stream") -> None:
-        """Lets what is queued here from now on wait, on the device, for an event, or for what a stream has queued.
-
-        A stream that is closed has nothing left to wait for.
-
-        Raises:
-            DeviceError: this stream or the event is closed, or ``other`` is on a device of another kind.
-        """
-        self.check_open()
-        if other is self or (isinstance(other, Stream) and other.closed):
-            return
-        if other.device.kind != self.device.kind:
-            raise DeviceError(f"{self}: cannot wait for {other}, which is on a device of another kind")
-        if isinstance(other, Event):
-            other.check_open()
-            with self.device.driver.lock:
-                self.device.driver.wait_event(self.handle, other.handle)
-            return
-        # An event is recorded on its own device; where it can, this one lends it, since the other may be closed.
-        device = self.device if self.device.same_as(other.device) else other.device
-        with device.driver.lock, device.record(other.handle) as event:
-            self.device.driver.wait_event(self.handle, event.handle)
-
-    def close(self) -> None:
-        """Waits until all that was queued is done, and destroys the stream; a second call does nothing.
-
-        A stream of another library is waited for, not destroyed.
-        """
-        if self.closed:
-            return
-        driver = self.device.driver
-        try:
-            driver.synchronize_stream(self.handle)
-        except DeviceError:
-            # What it used will be taken for free, so it has to be waited for in some way.
-            driver.synchronize_device(self.device.device_id)
-            raise
-        finally:
-            self.closed = True
-            if self.owned:
-                driver.destroy_stream(self.handle)
-
-
-class Event(Closing):
-    """A point in a stream's work.
-
-    Attributes:
-        device: the device.
-        handle: the runtime's own handle as a number; 0 on the host.
-    """
-
-    def __init__(self, device: Device, handle: int, *, owned: bool) -> None:
-        self.device, self.handle, self._owned = device, handle, owned
-        self.closed = False
-
-    def __repr__(self) -> str:
-        return f"event {self.handle:#x} on {self.device}"
-
-    def check_open(self) -> None:
-        """Raises DeviceError if this, or the device that it was made on, is closed."""
-        self.closed = self.closed or (self._owned and self.device.closed)
-        super().check_open()
-
-    @property
-    def done(self) -> bool:
-        """Whether all that it stands for is done; never waits."""
-        self.check_open()
-        return self.device.driver.event_done(self.handle)
-
-    def synchronize(self) -> None:
-        """Waits until all that it stands for is done.
-
-        Raises:
-            DeviceError: something that it stands for failed, or the event is closed.
-        """
-        self.check_open()
-        self.device.driver.synchronize_event(self.handle)
-
-    def close(self) -> None:
-        """Gives the event back; streams that wait for it already go on waiting. A second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        if self._owned:
-            self.device.give_back_event(self.handle)
 
 
 def _close_at_exit(reference: "weakref.ref[Device]") -> None:

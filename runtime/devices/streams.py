@@ -1,0 +1,132 @@
+"""Stream and Event: the same for every backend, written on its `Driver`."""
+
+from typing import TYPE_CHECKING
+
+from rocline.errors import DeviceError
+from rocline.runtime.devices.closing import Closing
+
+if TYPE_CHECKING:
+    from rocline.runtime.devices.device import Device
+
+
+class Stream(Closing):
+    """A queue of work on a device, done in order.
+
+    Attributes:
+        device: the device.
+        handle: the runtime's own handle as a number; 0 on the host.
+        owned: whether it was made here, not by another library.
+    """
+
+    def __init__(self, device: "Device", handle: int, *, owned: bool) -> None:
+        self.device, self.handle, self.owned = device, handle, owned
+        self.closed = False
+        device.close_with(self)
+
+    def __del__(self) -> None:
+        # What is left of another library's stream here concerns nobody: memory that it still uses would refer to it.
+        if getattr(self, "owned", False):
+            super().__del__()
+
+    def __repr__(self) -> str:
+        return f"stream {self.handle:#x} on {self.device}"
+
+    def synchronize(self) -> None:
+        """Waits until all that was queued is done.
+
+        Raises:
+            DeviceError: something that was queued failed, or the stream is closed.
+        """
+        self.check_open()
+        self.device.driver.synchronize_stream(self.handle)
+
+    def record(self) -> "Event":
+        """Returns an event that stands for all that was queued so far."""
+        self.check_open()
+        return self.device.record(self.handle)
+
+    def wait(self, other: "Event | Stream") -> None:
+        """Lets what is queued here from now on wait, on the device, for an event, or for what a stream has queued.
+
+        A stream that is closed has nothing left to wait for.
+
+        Raises:
+            DeviceError: this stream or the event is closed, or ``other`` is on a device of another kind.
+        """
+        self.check_open()
+        if other is self or (isinstance(other, Stream) and other.closed):
+            return
+        if other.device.kind != self.device.kind:
+            raise DeviceError(f"{self}: cannot wait for {other}, which is on a device of another kind")
+        if isinstance(other, Event):
+            other.check_open()
+            with self.device.driver.lock:
+                self.device.driver.wait_event(self.handle, other.handle)
+            return
+        # An event is recorded on its own device; where it can, this one lends it, since the other may be closed.
+        device = self.device if self.device.same_as(other.device) else other.device
+        with device.driver.lock, device.record(other.handle) as event:
+            self.device.driver.wait_event(self.handle, event.handle)
+
+    def close(self) -> None:
+        """Waits until all that was queued is done, and destroys the stream; a second call does nothing.
+
+        A stream of another library is waited for, not destroyed.
+        """
+        if self.closed:
+            return
+        driver = self.device.driver
+        try:
+            driver.synchronize_stream(self.handle)
+        except DeviceError:
+            # What it used will be taken for free, so it has to be waited for in some way.
+            driver.synchronize_device(self.device.device_id)
+            raise
+        finally:
+            self.closed = True
+            if self.owned:
+                driver.destroy_stream(self.handle)
+
+
+class Event(Closing):
+    """A point in a stream's work.
+
+    Attributes:
+        device: the device.
+        handle: the runtime's own handle as a number; 0 on the host.
+    """
+
+    def __init__(self, device: "Device", handle: int, *, owned: bool) -> None:
+        self.device, self.handle, self._owned = device, handle, owned
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"event {self.handle:#x} on {self.device}"
+
+    def check_open(self) -> None:
+        """Raises DeviceError if this, or the device that it was made on, is closed."""
+        self.closed = self.closed or (self._owned and self.device.closed)
+        super().check_open()
+
+    @property
+    def done(self) -> bool:
+        """Whether all that it stands for is done; never waits."""
+        self.check_open()
+        return self.device.driver.event_done(self.handle)
+
+    def synchronize(self) -> None:
+        """Waits until all that it stands for is done.
+
+        Raises:
+            DeviceError: something that it stands for failed, or the event is closed.
+        """
+        self.check_open()
+        self.device.driver.synchronize_event(self.handle)
+
+    def close(self) -> None:
+        """Gives the event back; streams that wait for it already go on waiting. A second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._owned:
+            self.device.give_back_event(self.handle)
