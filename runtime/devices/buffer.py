@@ -231,7 +231,8 @@ class Buffer(Closing):
         self.storage.let_go()
 
     def _copy(self, target: int, source: int, direction: Direction, stream: Stream) -> None:
-        self.device.driver.copy(target, source, self.nbytes, direction, stream.handle)
+        with self.device.driver.lock:
+            self.device.driver.copy(target, source, self.nbytes, direction, stream.handle)
 
     def _upload(self, source: Array, stream: Stream) -> None:
         staging, driver = self.device.staging, self.device.driver
@@ -239,7 +240,8 @@ class Buffer(Closing):
             piece = source[start : start + CHUNK]
             with staging.lend(piece.nbytes, stream) as pinned:
                 _host_bytes(pinned, piece.nbytes)[:] = piece
-                driver.copy(self.storage.pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
+                with driver.lock:
+                    driver.copy(self.storage.pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
 
     def _check_fit(self, call: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> None:
         if dtype != self.dtype or nbytes != self.nbytes:

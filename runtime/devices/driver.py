@@ -23,8 +23,9 @@ class Driver(ABC):
         kind: short name: ``hip``, ``cuda`` or ``cpu``.
         dlpack_type: the number of its memory in DLPack (DLDeviceType).
         host_memory: whether the host may read and write its memory.
-        lock: held while memory is allocated or freed and while one stream is made to wait for another. A graph capture,
-            which such calls of another thread would break, holds it from start to end.
+        lock: held while memory is allocated or freed, while a copy or a fill is queued, and while one stream is made to
+            wait for another. A graph capture, which such calls of another thread would break or become part of, holds it
+            from start to end.
         handovers: how often a buffer went from one stream to another. As long as it stays the same, a set of buffers
             that was announced to a stream (`Buffer.use`) needs no new announcement.
     """

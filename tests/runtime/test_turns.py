@@ -3,6 +3,7 @@
 import gc
 import threading
 
+import numpy as np
 import pytest
 import small_models
 
@@ -42,6 +43,13 @@ def test_runs_wait(device):
 def test_allocations_wait(device):
     stream = device.create_stream()
     assert waits(lambda: device.allocate((1,), stream=stream).close(), device)
+
+
+def test_copies_wait(device):
+    """One on the stream that is captured would become part of the graph, and be done again at each launch."""
+    stream = device.create_stream()
+    source, target = device.upload(np.arange(4.0), stream=stream), device.allocate((4,), np.float64, stream=stream)
+    assert waits(lambda: target.copy_from(source, stream=stream), device)
 
 
 def test_new_sessions_wait(device, tmp_path):
