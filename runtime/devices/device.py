@@ -3,7 +3,7 @@
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +118,7 @@ class Device(Closing):
 
         self.check_open()
         made = buffer.allocate(self, shape, dtype, stream)
-        if zero:
-            made.fill(0, stream=stream)
-        return made
+        return _filled(made, lambda: made.fill(0, stream=stream)) if zero else made
 
     def upload(self, array: np.ndarray[Any, Any], *, stream: Stream) -> "Buffer":
         """Returns a new buffer with a copy of ``array``, queued on ``stream``.
@@ -129,12 +127,7 @@ class Device(Closing):
             DeviceError: as `allocate` and `Buffer.copy_from`.
         """
         made = self.allocate(array.shape, array.dtype, stream=stream)
-        try:
-            made.copy_from(array, stream=stream)
-        except BaseException:
-            made.close()
-            raise
-        return made
+        return _filled(made, lambda: made.copy_from(array, stream=stream))
 
     def wrap(self, array: np.ndarray[Any, Any]) -> "Buffer":
         """Returns a buffer on the array's own memory, which it keeps alive; only the host can.
@@ -181,10 +174,10 @@ class Device(Closing):
             last_first.callback(setattr, self, "closed", True)
             last_first.callback(self._destroy_events)
             last_first.callback(self.pool.trim)
+            last_first.callback(self.staging.close)
             for stream in streams:
                 if stream.owned:
                     last_first.callback(stream.close)
-            last_first.callback(self.staging.close)
             for user in users:
                 last_first.callback(user.close)
 
@@ -231,6 +224,16 @@ class Device(Closing):
         with contextlib.ExitStack() as each:
             while self._events:
                 each.callback(self.driver.destroy_event, self._events.pop())
+
+
+def _filled(made: "Buffer", fill: Callable[[], None]) -> "Buffer":
+    """Returns a new buffer after filling it; closes it where that fails, since the traceback would keep it."""
+    try:
+        fill()
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _close_at_exit(reference: "weakref.ref[Device]") -> None:

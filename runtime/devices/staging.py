@@ -33,6 +33,9 @@ class Staging:
         self._busy: deque[tuple[Pinned, Event]] = deque()
         # A copy may be collected, and give its block back, in the midst of any line here: appending is all it does.
         self._returned: deque[tuple[Pinned, Event]] = deque()
+        # What a copy may use of which nothing could be learnt: not lent again, and freed when the streams are over.
+        self._lost: list[Pinned] = []
+        self._closed = False
 
     @contextlib.contextmanager
     def lend(self, nbytes: int, stream: "Stream") -> Iterator[int]:
@@ -70,32 +73,41 @@ class Staging:
             return block
 
     def mark(self, block: Pinned, stream: "Stream") -> "Event":
-        """Returns an event for what ``stream`` has queued with ``block``; if that fails, the block is free again."""
+        """Returns an event for what ``stream`` has queued with ``block``; if that fails, waits and keeps the block."""
         try:
             return stream.record()
         except BaseException:
-            stream.synchronize()
-            with self._driver.lock:
-                self._free.append(block)
+            after = self._lost
+            try:
+                stream.synchronize()
+                after = self._free
+            finally:
+                with self._driver.lock:
+                    after.append(block)
             raise
 
     def give_back(self, block: Pinned, event: "Event") -> None:
         """Takes back pinned memory that is in use until ``event``, which is closed then."""
         self._returned.append((block, event))
+        if self._closed:
+            # The collector found the device first, and with it the event is gone.
+            self._driver.synchronize_device(self._device_id)
+            self.close()
 
     def close(self) -> None:
         """Waits for the copies in flight and frees everything, even where a wait fails."""
         with self._driver.lock, contextlib.ExitStack() as last_first:
+            self._closed = True
             self._busy.extend(self._returned)
             self._returned.clear()
-            for pointer, _ in (*self._free, *(block for block, _ in self._busy)):
+            for pointer, _ in (*self._free, *self._lost, *(block for block, _ in self._busy)):
                 last_first.callback(self._driver.free_pinned, self._device_id, pointer)
             for _, event in self._busy:
                 last_first.callback(event.close)
                 if not _over(event):
                     last_first.callback(event.synchronize)
-            self._free.clear()
-            self._busy.clear()
+            for blocks in (self._free, self._lost, self._busy):
+                blocks.clear()
 
     def _fitting(self, size: int) -> Pinned | None:
         fitting = [block for block in self._free if size <= block[1] <= 4 * size]

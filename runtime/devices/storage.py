@@ -58,8 +58,13 @@ class Storage:
             self._release(self)
 
     def use(self, stream: Stream, write: bool) -> None:
-        """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it."""
+        """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it.
+
+        Who queues work holds the driver's lock from here until it is queued, lest another stream wait for too little.
+        """
         if self.writer is stream and (not write or not self.readers):
+            return
+        if not write and stream in self.readers:
             return
         with self.device.driver.lock:
             self.device.driver.handovers += 1
@@ -71,4 +76,5 @@ class Storage:
                 self.writer = stream
                 self.readers.clear()
             elif stream is not self.writer:
-                self.readers.add(stream)
+                # A closed stream was waited for; memory that is only ever read would collect them for ever.
+                self.readers = {reader for reader in self.readers if not reader.closed} | {stream}

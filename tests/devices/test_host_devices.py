@@ -74,6 +74,9 @@ def test_copies_between_buffers_and_arrays(device, stream):
         (lambda buffer, stream: buffer.view((7,)), r"view float32 \(7,\): 28 bytes, .* has 24"),
         (lambda buffer, stream: buffer.device.allocate((-1,), stream=stream), r"shape \(-1,\): expected whole numbers"),
         (lambda buffer, stream: buffer.device.allocate((1.5,), stream=stream), r"shape \(1.5,\): expected whole"),
+        (lambda buffer, stream: buffer.device.allocate(None, stream=stream), "shape None: expected whole numbers"),
+        (lambda buffer, stream: buffer.device.upload(np.zeros(1, ">f4"), stream=stream), "dtype >f4: .* byte order"),
+        (lambda buffer, stream: buffer.device.allocate(1, "longdouble", stream=stream), "dtype <f16: .* IEEE formats"),
         (lambda buffer, stream: buffer.device.allocate(1, "nonsense", stream=stream), "dtype 'nonsense': unknown"),
         (lambda buffer, stream: buffer.device.allocate(1, object, stream=stream), "dtype object: .* numbers only"),
         (lambda buffer, stream: buffer.device.allocate(1, ml_dtypes.int4, stream=stream), "dtype int4: .* numbers"),
@@ -219,7 +222,7 @@ def test_too_much_memory(device, stream):
 
 def test_shapes_may_be_numpy_integers():
     assert checked_shape(np.array([2, 3])) == (2, 3)
-    assert checked_shape(np.int64(3).item()) == (3,)
+    assert checked_shape(np.int64(3)) == (3,)
 
 
 def test_importing_devices_loads_no_gpu_library():

@@ -1,5 +1,6 @@
 """Uses of a buffer on several streams: the edges that make them safe, no more, and values from streams that lag."""
 
+import gc
 import itertools
 
 import numpy as np
@@ -96,6 +97,26 @@ def test_announced_work_counts_as_any(driver, device, streams):
     buffer.use(one, write=True)
     assert edges(driver) == [(two.handle, one.handle), (one.handle, two.handle)]
     assert driver.handovers == handovers + 2
+
+
+def test_a_second_read_on_a_stream_is_no_news(driver, device, streams):
+    """Bindings look at all their buffers again after each piece of news."""
+    one, two, _ = streams
+    buffer = device.allocate(8, stream=one)
+    buffer.use(two)
+    handovers = driver.handovers
+    buffer.use(two)
+    assert driver.handovers == handovers
+    buffer.use(one, write=True)
+    assert edges(driver) == [(two.handle, one.handle), (one.handle, two.handle)]
+
+
+def test_readers_that_are_closed_are_forgotten(driver, device, streams):
+    buffer = device.upload(np.arange(4.0), stream=streams[0])
+    for _ in range(5):
+        with device.create_stream() as passing:
+            buffer.numpy(stream=passing)
+    assert len(buffer.storage.readers) == 1
 
 
 def test_a_closed_stream_has_nothing_left_to_wait_for(driver, device, streams):
@@ -270,6 +291,42 @@ def test_pinned_memory_of_a_copy_that_could_not_be_marked_waits_for_it(driver, d
     other = device.upload(np.full(4, 7.0), stream=streams[1])
     np.testing.assert_array_equal(buffer.numpy(stream=one), np.arange(4.0))
     np.testing.assert_array_equal(other.numpy(), np.full(4, 7.0))
+
+
+def test_pinned_memory_of_a_copy_that_nobody_can_wait_for_is_not_lent_again(driver, device, streams):
+    one = streams[0]
+    buffer = device.allocate((4,), np.float64, stream=one)
+    driver.failing.update(record=0, synchronize_stream=0)
+    with pytest.raises(DeviceError, match="synchronize_stream: told to fail"):
+        buffer.copy_from(np.arange(4.0), stream=one)
+    driver.failing.clear()
+    other = device.upload(np.full(4, 7.0), stream=streams[1])
+    np.testing.assert_array_equal(buffer.numpy(stream=one), np.arange(4.0))
+    np.testing.assert_array_equal(other.numpy(), np.full(4, 7.0))
+    device.close()
+    assert driver.leaks() == {}
+
+
+def test_a_buffer_that_cannot_be_zeroed_is_closed(driver, device, streams):
+    driver.failing["fill"] = 0
+    with pytest.raises(DeviceError, match="fill: told to fail") as kept:
+        device.allocate(4, stream=streams[0], zero=True)
+    assert device.pool.statistics.used == 0, kept
+
+
+def test_the_collector_may_find_everything_at_once(driver):
+    """Then weak references are gone before anything is closed, and the order is the collector's."""
+
+    def leave():
+        device = driver.device()
+        stream = device.create_stream()
+        buffer = device.upload(np.arange(4.0), stream=stream)
+        circle = [device, stream, buffer, buffer.fetch(), stream.record(), device.foreign_stream(0)]
+        circle.append(circle)
+
+    leave()
+    gc.collect()
+    assert driver.leaks() == {}
 
 
 @pytest.mark.parametrize("call", ["synchronize_event", "synchronize_stream", "free", "free_pinned", "destroy_event"])
