@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """Builds the simulated ROCm libraries of src/ into build/hipsim/, once for each state of the sources.
 
+What is there is whole, whoever else builds at the same time and whatever is killed in the middle (`made`).
+
 Needs Python's own library and a C++ compiler: the system's, or that of the package ziglang.
 """
 
+import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -13,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +66,15 @@ LIBRARIES = (
 )
 
 
-def compiler() -> list[str]:
+@functools.cache
+def compiler() -> tuple[str, ...]:
     """The system's C++ compiler, or ziglang's of this interpreter, of the checkout's or of the command's."""
     found = shutil.which(os.environ.get("CXX", "c++"))
     if found:
-        return [found]
+        return (found,)
     checkout = HERE.parent.parent / ".venv" / "bin" / "python"
     for python in (sys.executable, str(checkout), shutil.which("python3") or ""):
-        zig = [python, "-m", "ziglang", "c++"]
+        zig = (python, "-m", "ziglang", "c++")
         if python and not subprocess.run([*zig, "--version"], capture_output=True, check=False).returncode:
             return zig
     raise SystemExit("hipsim: no C++ compiler: install g++ or clang++, or run 'pip install ziglang'")
@@ -84,29 +89,67 @@ def source_files(library: Library) -> list[Path]:
     return found
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def digest(parts: Iterable[bytes]) -> str:
+    """A name for what is made of these parts."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8, "little") + part)
     return total.hexdigest()[:20]
 
 
-def _run(command: Sequence[str]) -> None:
+def run(command: Sequence[str]) -> str:
+    """Runs a compiler and returns its output; its errors end the program."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"hipsim: {' '.join(command)}\n{done.stderr[-6000:]}")
+    return done.stdout
 
 
-def _compile(compile_with: list[str], source: Path, shared: bytes) -> Path:
+def made(path: Path, make: Callable[[Path], None]) -> Path:
+    """Returns ``path``, a file or folder in `CACHE`, after making it if it is not there.
+
+    It is made at another place and renamed, by one process at a time: so it is whole or not there at all. What nobody
+    has used for a day goes when something new is made.
+
+    Args:
+        path: where it is to be, by a name that says what it is made of.
+        make: makes it at the path that it is given; runs under a lock, so it may not call this.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE, prefix="making-") as folder:
+                partial = Path(folder) / path.name
+                make(partial)
+                partial.rename(path)
+            _forget(("[0-9a-f]*", "kernels-*", "making-*", "paths-*", "machines/*", "objects/*"))
+    return path
+
+
+def _forget(patterns: Iterable[str]) -> None:
+    for path in (path for pattern in patterns for path in CACHE.glob(pattern)):
+        if time.time() - path.stat().st_mtime < 24 * 3600:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _compile(compile_with: Sequence[str], source: Path, shared: bytes) -> Path:
     """The object file of a source: compiled, or from the cache."""
     flags = (*compile_with, *FLAGS)
-    key = _digest([shared, str(source.name).encode(), source.read_bytes(), *(flag.encode() for flag in flags)])
+    key = digest([shared, str(source.name).encode(), source.read_bytes(), *(flag.encode() for flag in flags)])
     made = CACHE / "objects" / f"{key}.o"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=made.parent, suffix=".o", delete=False) as file:
             partial = Path(file.name)
-        _run([*flags, "-c", str(source), "-o", str(partial)])
+        run([*flags, "-c", str(source), "-o", str(partial)])
         partial.replace(made)
     return made
 
@@ -142,7 +185,7 @@ def _version_script(library: Library, symbols: list[tuple[str, str]]) -> str:
 
 
 def _link(
-    compile_with: list[str], library: Library, objects: list[Path], folder: Path, symbols: list[tuple[str, str]]
+    compile_with: Sequence[str], library: Library, objects: list[Path], folder: Path, symbols: list[tuple[str, str]]
 ) -> None:
     work = folder / "work"
     work.mkdir(exist_ok=True)
@@ -151,7 +194,7 @@ def _link(
     script = work / f"{library.name}.map"
     script.write_text(_version_script(library, symbols))
     runtime = [] if library is RUNTIME else [str(folder / RUNTIME.name)]
-    _run(
+    run(
         [
             *(*compile_with, *FLAGS, "-shared", f"-Wl,-soname,{library.name}", f"-Wl,--version-script={script}"),
             *(*map(str, objects), str(stubs), *runtime, "-ldl", "-o", str(folder / library.name)),
@@ -171,22 +214,15 @@ def build() -> Path:
     """Returns the folder of the libraries, after building them if the sources have changed."""
     compile_with = compiler()
     headers = sorted(SOURCES.rglob("*.h"))
-    shared = _digest(path.read_bytes() for path in headers).encode()
+    shared = digest(path.read_bytes() for path in headers).encode()
     sources = {library: source_files(library) for library in LIBRARIES}
     everything = [path.read_bytes() for files in sources.values() for path in files]
     own = [Path(__file__).read_bytes(), SYMBOLS.read_bytes(), " ".join(compile_with).encode()]
-    folder = CACHE / _digest([shared, *own, *everything])
-    if folder.exists():
-        return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            _build(compile_with, shared, sources, folder)
-    return folder
+    folder = CACHE / digest([shared, *own, *everything])
+    return made(folder, lambda partial: _build(compile_with, shared, sources, partial))
 
 
-def _build(compile_with: list[str], shared: bytes, sources: dict[Library, list[Path]], folder: Path) -> None:
+def _build(compile_with: Sequence[str], shared: bytes, sources: dict[Library, list[Path]], folder: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {
             library: [pool.submit(_compile, compile_with, path, shared) for path in files]
@@ -194,27 +230,11 @@ def _build(compile_with: list[str], shared: bytes, sources: dict[Library, list[P
         }
         objects = {library: [job.result() for job in made] for library, made in jobs.items()}
     wanted = provider_symbols()
-    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        partial = Path(temporary) / "lib"
-        partial.mkdir()
-        for library in LIBRARIES:
-            symbols = [(name, version) for name, version in wanted if re.match(library.pattern, name)]
-            _link(compile_with, library, objects[library], partial, symbols)
-        shutil.rmtree(partial / "work")
-        partial.rename(folder)
-    _forget(path for path in CACHE.iterdir() if path != folder and re.fullmatch("[0-9a-f]{20}", path.name))
-    _forget((CACHE / "objects").iterdir())
-
-
-def _forget(built: Iterable[Path]) -> None:
-    """Removes what was built more than a day ago."""
-    for path in built:
-        if time.time() - path.stat().st_mtime < 24 * 3600:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    folder.mkdir()
+    for library in LIBRARIES:
+        symbols = [(name, version) for name, version in wanted if re.match(library.pattern, name)]
+        _link(compile_with, library, objects[library], folder, symbols)
+    shutil.rmtree(folder / "work")
 
 
 if __name__ == "__main__":

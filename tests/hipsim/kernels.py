@@ -4,10 +4,7 @@ One library an op and wave size, of the op's kernel.hip against the emulation he
 list of its kernels. Every access of theirs is instrumented, so that the simulator can check it.
 """
 
-import fcntl
-import hashlib
 import re
-import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,17 +29,10 @@ def op_folders() -> list[Path]:
     return sorted(path.parent for path in OPS.glob("*/kernel.hip"))
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"hipsim: {' '.join(command)}\n{done.stderr[-6000:]}")
-    return done.stdout
-
-
 def kernel_names(op: Path, wave: int) -> list[str]:
     """The kernels of an op, as its source names them after the preprocessor's work."""
     source = str(op / "kernel.hip")
-    text = _run([*build.compiler(), *FLAGS, f"-DROCLINE_WAVE={wave}", "-E", "-P", "-x", "c++", source])
+    text = build.run([*build.compiler(), *FLAGS, f"-DROCLINE_WAVE={wave}", "-E", "-P", "-x", "c++", source])
     return _KERNEL.findall(" ".join(text.split()))
 
 
@@ -55,28 +45,21 @@ def _compile(op: Path, wave: int, folder: Path) -> None:
         source.write_text("\n".join([*lines, "    {nullptr, 0, nullptr, nullptr}};", ""]))
         flags = [*build.compiler(), *FLAGS, f"-DROCLINE_WAVE={wave}"]
         kernels, callbacks = Path(work) / "kernels.o", Path(work) / "callbacks.o"
-        _run([*flags, "-fsanitize=thread", "-c", str(source), "-o", str(kernels)])
-        _run([*flags, "-c", str(build.SOURCES / "kernels" / "callbacks.cc"), "-o", str(callbacks)])
-        _run([*flags, "-shared", str(kernels), str(callbacks), "-o", str(folder / f"{op.name}.so")])
+        build.run([*flags, "-fsanitize=thread", "-c", str(source), "-o", str(kernels)])
+        build.run([*flags, "-c", str(build.SOURCES / "kernels" / "callbacks.cc"), "-o", str(callbacks)])
+        build.run([*flags, "-shared", str(kernels), str(callbacks), "-o", str(folder / f"{op.name}.so")])
 
 
 def build_kernels(wave: int) -> Path:
     """The folder of the libraries for waves of 32 or 64 lanes, built if a source has changed."""
     headers = [*OPS.rglob("*.h"), *EMULATION.rglob("*.h"), *(build.SOURCES / "kernels").iterdir()]
     sources = sorted({*headers, *(op / "kernel.hip" for op in op_folders()), Path(__file__)})
-    total = hashlib.sha256(" ".join([*build.compiler(), *FLAGS, str(wave)]).encode())
-    for path in sources:
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    folder = build.CACHE / f"kernels-{wave}-{total.hexdigest()[:20]}"
-    if folder.exists():
-        return folder
-    build.CACHE.mkdir(parents=True, exist_ok=True)
-    with (build.CACHE / "lock-kernels").open("w") as lock, tempfile.TemporaryDirectory(dir=build.CACHE) as temporary:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            partial = Path(temporary) / "kernels"
-            partial.mkdir()
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda op: _compile(op, wave, partial), op_folders()))
-            partial.rename(folder)
-    return folder
+    flags = " ".join([*build.compiler(), *FLAGS]).encode()
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda op: _compile(op, wave, folder), op_folders()))
+
+    key = build.digest([flags, *(path.read_bytes() for path in sources)])
+    return build.made(build.CACHE / f"kernels-{wave}-{key}", make)

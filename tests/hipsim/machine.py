@@ -4,11 +4,8 @@ A library that is preloaded into the command (src/paths) leads these paths to a 
 machine's.
 """
 
-import hashlib
 import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import kernels
@@ -54,23 +51,8 @@ def write_machine(root: Path, architecture: str, kfd: str) -> None:
         (node / "properties").write_text(f"{text}vendor_id {4098 * bool(version)}\n")
 
 
-def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """``path``, made once by ``make`` at another place and then renamed, since several commands may start at a time."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            partial = Path(folder) / "made"
-            make(partial)
-            if not path.exists():
-                partial.rename(path)
-    return path
-
-
 def _compile(out: Path) -> None:
-    command = [*build.compiler(), *build.FLAGS, "-shared", str(SOURCE), "-ldl", "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"hipsim: {' '.join(command)}\n{done.stderr[-4000:]}")
+    build.run([*build.compiler(), *build.FLAGS, "-shared", str(SOURCE), "-ldl", "-o", str(out)])
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -80,10 +62,11 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """
     architecture = environ.get("HIPSIM_ARCH") or "gfx90a"
     kfd = environ.get("HIPSIM_KFD") or ("none" if environ.get("HIPSIM_DEVICES") == "0" else "present")
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join([*build.compiler(), *build.FLAGS]).encode()).hexdigest()[:20]
-    library = _made(build.CACHE / f"paths-{key}.so", _compile)
-    name = f"{architecture.partition(':')[0]}-{kfd}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]}"
-    root = _made(build.CACHE / "machines" / name, lambda path: write_machine(path, architecture, kfd))
+    flags = " ".join([*build.compiler(), *build.FLAGS]).encode()
+    key = build.digest([flags, SOURCE.read_bytes()])
+    library = build.made(build.CACHE / f"paths-{key}.so", _compile)
+    name = f"{architecture.partition(':')[0]}-{kfd}-{build.digest([Path(__file__).read_bytes()])}"
+    root = build.made(build.CACHE / "machines" / name, lambda path: write_machine(path, architecture, kfd))
     preload = [str(library), *filter(None, [environ.get("LD_PRELOAD")])]
     # Generation 9, GCN and CDNA, runs waves of 64; RDNA is compiled for waves of 32.
     wave = 64 if gfx_target_version(architecture) // 10000 == 9 else 32
