@@ -1,6 +1,6 @@
 """Text embeddings: one vector a text, as sentence-transformers computes them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +11,7 @@ from tokenizers import Encoding
 
 from rocline.errors import InputError, ModelError
 from rocline.runtime.manifest import TensorSpec
+from rocline.runtime.options import whole_number
 from rocline.runtime.pooling import SentenceConfig, normalized, pool
 from rocline.runtime.report import Report
 from rocline.runtime.session import Session
@@ -54,9 +55,7 @@ class Embedder:
         options: Mapping[str, Any] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        if batch_tokens < 1:
-            raise InputError(f"batch_tokens is {batch_tokens}, expected a whole number from 1 up")
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = whole_number("batch_tokens", batch_tokens, 1)
         self._session = Session(model, providers, strict=strict, device_id=device_id, options=options)
         folder = self._session.folder
         self._input_names = tuple(spec.name for spec in self._session.inputs)
@@ -75,7 +74,7 @@ class Embedder:
         """Where the model runs, and why."""
         return self._session.report
 
-    def embed(self, texts: Sequence[str], *, prompt_name: str | None = None) -> NDArray[np.float32]:
+    def embed(self, texts: Iterable[str], *, prompt_name: str | None = None) -> NDArray[np.float32]:
         """Returns one vector a text: [texts, hidden] float32, in the order of ``texts``.
 
         Args:
@@ -83,11 +82,12 @@ class Embedder:
             prompt_name: which of ``config.prompts`` to put in front; None: ``config.default_prompt``, if there is one.
 
         Raises:
-            InputError: ``texts`` is not a list of strings, or the prompt is unknown.
+            InputError: ``texts`` is not a list of strings, one holds half a character, or the prompt is unknown.
             RoclineError: a run failed, or the embedder is closed.
         """
         if isinstance(texts, str):
             raise InputError("texts is one string, expected a list of strings")
+        texts = list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"texts[{index}] is a {type(text).__name__}, expected a string")

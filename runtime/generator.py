@@ -10,6 +10,7 @@ from rocline.errors import InputError
 from rocline.runtime.decoder import Decoder, Interface
 from rocline.runtime.growing_cache import GrowingDecoder
 from rocline.runtime.hf_config import GenerationConfig
+from rocline.runtime.options import whole_number
 from rocline.runtime.prefix_cache import PrefixCache
 from rocline.runtime.report import Report
 from rocline.runtime.sampling import Sampling
@@ -90,9 +91,8 @@ class Generator:
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
-        for name, value in (("capacity", capacity), ("prefill_chunk", prefill_chunk)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, expected a whole number from 1 up")
+        capacity = None if capacity is None else whole_number("capacity", capacity, 1)
+        prefill_chunk = whole_number("prefill_chunk", prefill_chunk, 1)
         self._session = Session(model, providers, strict=strict, device_id=device_id, options=options)
         folder = self._session.folder
         self.config = GenerationConfig.read(folder)
@@ -132,8 +132,9 @@ class Generator:
             options: see `Options`.
 
         Raises:
-            InputError: an option does not fit, the prompt leaves no room in the context or capacity, or it is empty
-                and the model names no bos token: raised here. The cache is in use: raised at the first piece.
+            InputError: an option does not fit, the prompt leaves no room in the context or capacity, it is empty and
+                the model names no bos token, or the cache is another generator's: raised here. The cache is in use:
+                raised at the first piece.
             ModelError: the logits are NaN or infinite.
             RoclineError: a run failed, or the generator is closed.
         """
@@ -181,11 +182,11 @@ class Generator:
         return ChatTemplate.load(self._session.folder, self.tokenizer.special_tokens)
 
     def _start(self, ids: list[int], cache: PrefixCache | None, options: Options) -> TextStream:
+        if cache is not None and cache.decoder is not self._decoder:
+            raise InputError("cache: another generator's, expected one from this generator's prefix_cache()")
         sampling: dict[str, Any] = dict(options)
-        wanted = sampling.pop("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+        wanted = whole_number("max_new_tokens", sampling.pop("max_new_tokens", DEFAULT_MAX_NEW_TOKENS), 1)
         stop = StopStrings(sampling.pop("stop", ()))
-        if not isinstance(wanted, int) or wanted < 1:
-            raise InputError(f"max_new_tokens is {wanted}, expected a whole number from 1 up")
         limit = self._capacity or self.config.context_length
         if limit is not None and len(ids) >= limit:
             what = "model's context" if self._capacity is None else "capacity"

@@ -88,6 +88,8 @@ class GrowingDecoding(Decoding):
 
     def _run(self, tokens: Sequence[int], wanted: list[str]) -> "list[OrtValue]":
         decoder, binding = self._decoder, self._binding
+        if binding is None:
+            raise RoclineError(f"{decoder.interface.folder}: the text's cache is closed")
         session, interface = decoder.session.ort, decoder.interface
         start = len(self.tokens)
         end = start + len(tokens)

@@ -63,7 +63,7 @@ class GenerationConfig:
             ModelError: a file is damaged, or an id or length is not a whole number.
         """
         config = read_object(folder, "config.json")
-        text = config.get("text_config", config)
+        text = config.get("text_config") or config
         generation = read_object(folder, "generation_config.json")
 
         def first(*names: str) -> Any:

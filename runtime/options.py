@@ -6,6 +6,7 @@ other key is one provider's (`rocline.runtime.providers`).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from rocline.errors import InputError
@@ -69,6 +70,17 @@ def check(options: Mapping[str, Any] | None, requested: Iterable[Provider], devi
                     )
                 checked.providers[provider.name][key] = str(int(value)) if isinstance(value, bool) else str(value)
     return checked
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Returns an argument that counts something.
+
+    Raises:
+        InputError: it is no whole number, or below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{name} is {value!r}, expected a whole number from {least} up")
+    return int(value)
 
 
 def parse(name: str, text: str) -> Any:

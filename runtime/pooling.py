@@ -19,6 +19,9 @@ _MODES = {
     "pooling_mode_lasttoken": "last",
 }
 
+_NO_LIMIT = 10**20
+"""A tokenizer's ``model_max_length`` from here up means none (transformers.tokenization_utils_base.LARGE_INTEGER)."""
+
 
 @dataclass(frozen=True)
 class SentenceConfig:
@@ -55,7 +58,7 @@ class SentenceConfig:
         if max_length is None:
             positions = read_object(folder, "config.json").get("max_position_embeddings")
             limits = (positions, read_object(folder, "tokenizer_config.json").get("model_max_length"))
-            max_length = min((int(limit) for limit in limits if limit is not None), default=None)
+            max_length = min((int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT), default=None)
         modes: tuple[str, ...] = ("mean",)
         normalize = False
         source = "mean pooling, not normalised: the model has no modules.json that says otherwise"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from threading import Lock
 from types import TracebackType
 
-from rocline.errors import InputError
+from rocline.errors import InputError, RoclineError
 from rocline.runtime.decoder import Decoder, Decoding
 
 
@@ -14,12 +14,16 @@ class PrefixCache:
 
     Made by `rocline.Generator.prefix_cache`, and given to one stream after the other. A static cache goes back to the
     last token that the two texts share; a growing one is of use where the new prompt continues all of the old text.
+
+    Attributes:
+        decoder: the generator's, whose tokens the cache holds.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._text: Decoding | None = None
         self._taken = Lock()
+        self._closed = False
 
     @contextmanager
     def lend(self, prompt: Sequence[int], room: int) -> Iterator[Decoding]:
@@ -30,7 +34,10 @@ class PrefixCache:
 
         Raises:
             InputError: another stream has it.
+            RoclineError: it is closed.
         """
+        if self._closed:
+            raise RoclineError("cache: closed")
         if not self._taken.acquire(blocking=False):
             raise InputError("cache: another stream is using it, expected one stream at a time: finish or close that")
         try:
@@ -38,14 +45,15 @@ class PrefixCache:
                 room = max(room, 2 * self._text.room)
                 self._forget()
             if self._text is None:
-                self._text = self._decoder.start(room)
+                self._text = self.decoder.start(room)
             self._text.rewind(_shared(self._text.tokens, prompt))
             yield self._text
         finally:
             self._taken.release()
 
     def close(self) -> None:
-        """Frees the cache; a stream that uses it must be closed before. A second call does nothing."""
+        """Frees the cache; a stream that uses it raises at its next piece. A second call does nothing."""
+        self._closed = True
         self._forget()
 
     def __enter__(self) -> "PrefixCache":

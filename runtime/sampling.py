@@ -1,13 +1,16 @@
 """From logits to the next token: greedy, or sampled with the usual knobs, in NumPy."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rocline.errors import InputError
+from rocline.runtime.options import whole_number
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,13 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < np.inf, "above 0")
-        _require("temperature", self.temperature, 0 <= self.temperature < np.inf, "0 (greedy) or above")
-        _require("top_k", self.top_k, self.top_k >= 0 and int(self.top_k) == self.top_k, "a whole number, 0 is off")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("seed", self.seed, self.seed is None or self.seed >= 0, "a whole number from 0 up")
+        _require("repetition_penalty", self.repetition_penalty, lambda value: 0 < value < np.inf, "a number above 0")
+        _require("temperature", self.temperature, lambda value: 0 <= value < np.inf, "0 (greedy) or a number above")
+        whole_number("top_k", self.top_k, 0)
+        _require("top_p", self.top_p, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+        _require("min_p", self.min_p, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+        if self.seed is not None:
+            whole_number("seed", self.seed, 0)
 
 
 class Sampler:
@@ -88,7 +92,8 @@ def candidates(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray
     Ties with the last of the top k are kept, and the most likely token always is.
     """
     scaled = logits.astype(np.float64)
-    scaled = (scaled - scaled.max()) / sampling.temperature
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the likeliest token alone
+        scaled = (scaled - scaled.max()) / sampling.temperature
     tokens = np.arange(len(scaled))
     if 0 < sampling.top_k < len(scaled):
         tokens = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
@@ -103,6 +108,6 @@ def candidates(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray
     return tokens, probabilities / probabilities.sum()
 
 
-def _require(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise InputError(f"{name} is {value}, expected {expected}")
+def _require(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not fits(float(value)):
+        raise InputError(f"{name} is {value!r}, expected {expected}")

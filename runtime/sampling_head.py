@@ -37,8 +37,9 @@ class SamplingHead:
         sampling = sampler.sampling
         if sampler is not self._sampler:
             self._sampler = sampler
-            for name in ("temperature", "top_k", "top_p", "min_p"):
-                self._write(name, [getattr(sampling, name)])
+            self._write("top_k", [min(sampling.top_k, np.iinfo(np.int32).max)])
+            for name in ("temperature", "top_p", "min_p"):
+                self._write(name, [_held(getattr(sampling, name))])
         if sampling.temperature > 0:
             # A seed has 64 bits, of whichever sign.
             self._write("seed", [[(sampler.seed + 2**63) % 2**64 - 2**63, place]])
@@ -66,3 +67,9 @@ class SamplingHead:
 
     def _write(self, name: str, values: list[Any]) -> None:
         self.inputs[name].copy_from(np.array(values, HEAD_INPUTS[name].dtype), stream=self._stream)
+
+
+def _held(value: float) -> float:
+    """Returns ``value``, from 0 up, held to what float32 has: 0 means something else than a number close to it."""
+    limits = np.finfo(np.float32)
+    return min(max(value, float(limits.tiny)), float(limits.max)) if value else value

@@ -16,10 +16,10 @@ class StopStrings:
         """Takes the stop strings.
 
         Raises:
-            InputError: one of them is empty, or a bare string was given where a list is expected.
+            InputError: one of them is empty, or no list of them was given, but a bare string for instance.
         """
-        if isinstance(stops, str):
-            raise InputError(f"stop: {stops!r} is a string, expected a list of strings")
+        if isinstance(stops, str) or not isinstance(stops, Sequence):
+            raise InputError(f"stop: {stops!r}, expected a list of strings")
         for stop in stops:
             if not isinstance(stop, str) or not stop:
                 raise InputError(f"stop: {stop!r} is not a stop string, expected text of at least one character")

@@ -1,5 +1,6 @@
 """The commands ``generate``, ``chat`` and ``embed``: parse, call the API, print."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ def generate(
     from rocline.runtime.generator import Generator
 
     if prompt == "-":
+        _take_any_bytes()
         prompt = sys.stdin.read().removesuffix("\n")
     with _interrupted_at_once():
         generator = Generator(model, capacity=capacity, **session_arguments)
@@ -98,6 +100,7 @@ def chat(
     """
     from rocline.runtime.generator import Generator
 
+    _take_any_bytes()
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         import readline  # noqa: F401 - gives input() line editing and history
@@ -117,7 +120,9 @@ def chat(
 @click.command()
 @_MODEL
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text; repeatable.")
-@click.option("--file", type=click.File(encoding="utf-8"), help="A file with a text a line; -: stdin.")
+@click.option(
+    "--file", type=click.File(encoding="utf-8", errors="surrogateescape"), help="A file with a text a line; -: stdin."
+)
 @click.option("--prompt-name", metavar="NAME", help="Which of the model's own prompts to put in front.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE.npy", help="Save the vectors: float32.")
 @click.option("--force", is_flag=True, help="Overwrite the saved vectors.")
@@ -178,6 +183,12 @@ def _interrupted_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def _take_any_bytes() -> None:
+    """Reads bytes of stdin that are no UTF-8 as lone surrogates, which the tokenizer refuses by their place."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _turn(

@@ -184,6 +184,8 @@ def _decode(
             rest = [token]
     if not plan.stop.found:
         piece += plan.stop.push(detokenizer.flush())
+        if plan.stop.found:
+            progress.finish_reason = "stop"
         piece += plan.stop.flush()
     if piece:
         yield piece

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from rocline.errors import ModelError
+from rocline.errors import InputError, ModelError
 from rocline.runtime.hf_config import read_object
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -48,12 +48,23 @@ class TextTokenizer:
         }
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids of one text, with the special tokens that the tokenizer itself puts around it."""
+        """Returns the token ids of one text, with the special tokens that the tokenizer itself puts around it.
+
+        Raises:
+            InputError: the text holds half a character.
+        """
+        _require_whole(text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str], *, max_length: int | None) -> list[Encoding]:
-        """Returns one unpadded encoding a text; a text over ``max_length`` loses its end, not its special tokens."""
+        """Returns one unpadded encoding a text; a text over ``max_length`` loses its end, not its special tokens.
+
+        Raises:
+            InputError: a text holds half a character.
+        """
+        for text in texts:
+            _require_whole(text)
         plain = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         if max_length is not None:
             room = max(max_length - self._tokenizer.num_special_tokens_to_add(False), 0)
@@ -106,6 +117,17 @@ class Detokenizer:
         del self._ids[: self._given]
         self._given = len(self._ids)
         return text[len(before) :]
+
+
+def _require_whole(text: str) -> None:
+    """Refuses lone surrogates: what Python makes of bytes that are no UTF-8, and of UTF-16 cut in two."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text: {text[error.start]!r} at character {error.start} is half a character, expected valid Unicode "
+            "(is the input UTF-8?)"
+        ) from None
 
 
 def _content(value: Any) -> Any:

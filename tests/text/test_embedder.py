@@ -57,6 +57,17 @@ def test_no_texts_give_no_vectors(embedder):
     assert (vectors.shape, vectors.dtype) == ((0, 384), np.float32)
 
 
+def test_any_strings_will_do(embedder):
+    expected = embedder.embed(["a", "b"])
+    np.testing.assert_array_equal(embedder.embed(text for text in "ab"), expected)
+    np.testing.assert_array_equal(embedder.embed(np.array(["a", "b"])), expected)
+
+
+def test_half_a_character_is_refused_by_its_place(embedder):
+    with pytest.raises(InputError, match=r"^text: '\\ud83d' at character 1 is half a character, expected valid"):
+        embedder.embed(["fine", "a\ud83d"])
+
+
 @pytest.mark.parametrize("texts", ["one string", ["fine", 3], [None]])
 def test_what_is_no_list_of_strings_is_refused(embedder, texts):
     with pytest.raises(InputError, match=r"^texts"):

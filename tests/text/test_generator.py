@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rocline import Generator
 from rocline.errors import InputError, ModelError, RoclineError
+from rocline.runtime.decoder import Decoding
 from rocline.runtime.devices import Buffer
 
 PROMPT = "The quick brown fox jumps over"
@@ -42,6 +43,22 @@ def reference_tokens(folder, ids, new):
 def live_tensors():
     gc.collect()
     return sum(type(item) is OrtValue or (type(item) is Buffer and not item.closed) for item in gc.get_objects())
+
+
+class Scripted(Decoding):
+    """A text whose tokens are written down."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = iter(answer)
+
+    def choose(self, tokens, sampler):
+        return next(self.answer)
+
+    extend = logits = rewind = None
+
+    def close(self):
+        pass
 
 
 @pytest.fixture(scope="module", params=["static", "growing"])
@@ -113,7 +130,8 @@ def test_an_eos_token_ends_the_answer_and_is_not_printed(tiny_decoder, tmp_path,
 
 def test_config_names_the_eos_where_generation_config_does_not(tiny_decoder, tmp_path):
     source = tiny_decoder("llama")[1]
-    folder = copied(source, tmp_path / "model", generation_config={"eos_token_id": None}, config={"eos_token_id": 77})
+    changes = {"eos_token_id": 77, "text_config": None}
+    folder = copied(source, tmp_path / "model", generation_config={"eos_token_id": None}, config=changes)
     with Generator(folder) as generator:
         assert generator.config.eos_ids == {77}
 
@@ -161,7 +179,11 @@ def test_the_capacity_bounds_prompt_and_answer(cache, tiny_decoder):
 
 @pytest.mark.parametrize(
     ("capacity", "message"),
-    [(0, "capacity is 0, expected a whole number from 1 up"), (257, "expected at most the model's context of 256")],
+    [
+        (0, "capacity is 0, expected a whole number from 1 up"),
+        (5.5, "capacity is 5.5, expected a whole number from 1 up"),
+        (257, "expected at most the model's context of 256"),
+    ],
 )
 def test_a_capacity_that_cannot_be_is_refused(capacity, message, tiny_decoder):
     with pytest.raises(InputError, match=message):
@@ -256,8 +278,10 @@ def test_an_encoder_is_refused(minilm, tmp_path):
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, expected"),
+        ({"max_new_tokens": True}, "max_new_tokens is True, expected"),
         ({"temperature": -1}, "temperature is -1, expected"),
-        ({"stop": "END"}, "stop: 'END' is a string"),
+        ({"stop": "END"}, "stop: 'END', expected a list of strings"),
+        ({"stop": None}, "stop: None, expected a list of strings"),
     ],
 )
 def test_wrong_options_are_refused_before_the_first_piece(options, message, generator):
@@ -268,6 +292,11 @@ def test_wrong_options_are_refused_before_the_first_piece(options, message, gene
 def test_a_prompt_that_is_no_text_is_refused(generator):
     with pytest.raises(InputError, match="prompt is a list, expected text"):
         generator.stream([1, 2])
+
+
+def test_half_a_character_is_refused_by_its_place(generator):
+    with pytest.raises(InputError, match=r"^text: '\\udcff' at character 2 is half a character, expected valid"):
+        generator.stream(b"ab\xff".decode("utf-8", "surrogateescape"))
 
 
 def test_a_chat_is_the_prompt_that_the_template_makes(endless_generator):
@@ -313,6 +342,31 @@ def test_a_cache_that_another_stream_uses_is_refused_until_that_is_closed(endles
             endless_generator.generate(PROMPT, cache=cache)
     assert endless_generator.generate(PROMPT, max_new_tokens=1, cache=cache).reused_tokens == len(PROMPT) - 1
     cache.close()
+
+
+def test_a_cache_of_another_generator_is_refused(generator, endless_generator):
+    with endless_generator.prefix_cache() as cache, pytest.raises(InputError, match="cache: another generator's"):
+        generator.stream(PROMPT, cache=cache)
+
+
+def test_a_closed_cache_says_so_and_ends_the_stream_that_uses_it(generator):
+    cache = generator.prefix_cache()
+    with generator.stream(PROMPT, cache=cache) as stream:
+        next(stream)
+        cache.close()
+        cache.close()
+        with pytest.raises(RoclineError, match="closed"):
+            stream.result()
+    with pytest.raises(RoclineError, match="cache: closed"):
+        generator.generate(PROMPT, cache=cache)
+
+
+def test_a_stop_string_at_the_very_end_is_found_in_what_was_held_back(generator, monkeypatch):
+    """A token that begins a character which never ends becomes U+FFFD when the answer is over."""
+    (half,) = generator.tokenizer.encode("é")[:1]
+    monkeypatch.setattr(generator._decoder, "start", lambda room: Scripted([half]))
+    answer = generator.generate("a", max_new_tokens=1, stop=["\N{REPLACEMENT CHARACTER}"])
+    assert (answer.text, answer.tokens, answer.finish_reason) == ("", (half,), "stop")
 
 
 def test_a_sampling_head_gives_the_same_greedy_tokens(tiny_decoder):

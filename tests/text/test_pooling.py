@@ -84,6 +84,8 @@ def test_the_shorter_limit_holds_where_sentence_transformers_names_none(tmp_path
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
     assert SentenceConfig.read(tmp_path).max_length == 64
+    (tmp_path / "config.json").write_text("{}")
+    assert SentenceConfig.read(tmp_path).max_length is None
 
 
 def test_an_unknown_module_is_named(tmp_path):

@@ -88,7 +88,15 @@ def test_draws_follow_the_probabilities():
 
 def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
     logits = random_logits(2) * 1e4
-    assert Sampler(Sampling(temperature=1e-30, seed=0), []).choose(logits) == logits.argmax()
+    for temperature in (1e-30, 1e-320):
+        assert Sampler(Sampling(temperature=temperature, seed=0), []).choose(logits) == logits.argmax()
+
+
+def test_numpys_numbers_are_numbers():
+    logits = random_logits(2)
+    ours = Sampling(temperature=0.5, top_k=4, seed=1)
+    theirs = Sampling(temperature=np.float32(0.5), top_k=np.int64(4), seed=np.int64(1))
+    assert Sampler(theirs, []).choose(logits) == Sampler(ours, []).choose(logits)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +104,18 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
     [
         {"temperature": -0.1},
         {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_p": None},
         {"top_k": -1},
         {"top_k": 2.5},
+        {"top_k": float("inf")},
         {"top_p": 0},
         {"top_p": 1.1},
         {"min_p": -1},
         {"repetition_penalty": 0},
         {"seed": -1},
+        {"seed": 2.5},
+        {"seed": True},
     ],
 )
 def test_options_out_of_range_are_refused_by_name(options):

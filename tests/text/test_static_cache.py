@@ -144,6 +144,11 @@ def test_the_head_hears_every_filter(open_decoder):
     for only_the_best in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
         sampling = Sampling(temperature=3.0, seed=1, **only_the_best)
         assert decode(decoder.start(40), PROMPT, 24, sampling) == greedy
+    # As near to its bounds as a filter may come, where float32 and int32 end earlier.
+    for extreme in ({"top_p": 1e-60}, {"temperature": 1e-60}, {"top_k": 1, "temperature": 1e60}):
+        sampling = Sampling(**({"temperature": 3.0, "seed": 1} | extreme))
+        assert decode(decoder.start(40), PROMPT, 24, sampling) == greedy
+    decode(decoder.start(40), PROMPT, 1, Sampling(temperature=3.0, seed=1, top_k=2**40))
     # And on a text that another answer used before.
     text = decoder.start(40)
     decode(text, PROMPT, 4, Sampling(temperature=3.0, seed=1))

@@ -59,6 +59,20 @@ def test_a_wrong_option_is_an_input_error(endless):
         run(text_cli.generate, endless, "--prompt", PROMPT, "--top-p", 2)
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments", "given"),
+    [
+        (text_cli.generate, ("--prompt", "-"), b"ab\xff"),
+        (text_cli.chat, (), b"ab\xff\n"),
+        (text_cli.embed, ("--file", "-"), b"fine\nab\xff\n"),
+    ],
+)
+def test_bytes_that_are_no_utf_8_are_an_input_error(command, arguments, given, endless, minilm):
+    model = minilm if command is text_cli.embed else endless
+    with pytest.raises(InputError, match=r"^text: '\\udcff' at character \d+ is half a character.*is the input UTF-8"):
+        run(command, model, *arguments, text=given)
+
+
 def test_a_capacity_bounds_prompt_and_answer(endless):
     arguments = (endless, "--prompt", PROMPT, "--json", "--capacity", len(PROMPT) + 3)
     assert len(json.loads(run(text_cli.generate, *arguments).stdout)["tokens"]) == 3
