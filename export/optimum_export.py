@@ -12,6 +12,8 @@ from rocline.export.quiet import one_line, quiet
 from rocline.export.sources import Checkpoint
 from rocline.runtime import onnx_file
 
+# What a config.json may ask for that changes what a forward returns, and no number of it.
+_RETURNS = {"return_dict": True, "torchscript": False, "output_attentions": False, "output_hidden_states": False}
 # Checkpoints with another head have no pooler; feature-extraction returns the hidden states below it.
 _UNUSED_WEIGHTS = {"feature-extraction": ("pooler.",)}
 
@@ -59,6 +61,7 @@ def load_model(checkpoint: Checkpoint, config: Mapping[str, Any], task: str, *, 
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **_RETURNS,
                 **files,
             )
         except pickle.UnpicklingError as error:
@@ -103,7 +106,7 @@ def trace(model: Any, task: str, folder: Path, *, opset: int) -> list[Path]:
     from optimum.exporters.onnx import export_models
     from optimum.exporters.utils import get_decoder_models_for_export, get_encoder_decoder_models_for_export
 
-    with quiet(), restored(model):
+    with quiet(), restored(model), exact_attention(model):
         config = optimum_config(model, task)
         if model.config.is_encoder_decoder and tasks.TASKS[task].cached:
             parts = get_encoder_decoder_models_for_export(model, config)
@@ -167,6 +170,20 @@ def restored(model: Any) -> Iterator[None]:
         if not own_forward:
             # Optimum puts back a forward that it made traceable.
             vars(model).pop("forward", None)
+
+
+@contextlib.contextmanager
+def exact_attention(model: Any) -> Iterator[None]:
+    """Inside, a model that soft-caps its attention scores attends eagerly: PyTorch's fused attention drops the cap."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    before = model.config._attn_implementation
+    if capped:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if capped:
+            model.set_attn_implementation(before)
 
 
 def optimum_config(model: Any, task: str) -> Any:

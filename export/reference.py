@@ -5,7 +5,6 @@ encoder-decoder, a decoder with a KV cache, or a merged decoder with the switch 
 same inputs by the same names, so that both sides apply the same defaults to what is not given.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rocline.errors import ExportError
-from rocline.export import sentences, static_reference
+from rocline.errors import ExportError, RoclineError
+from rocline.export import optimum_export, sentences, static_reference, torch_cache
+from rocline.export.quiet import one_line
 from rocline.export.samples import Samples
+from rocline.export.torch_cache import PAST, PRESENT
 from rocline.runtime.manifest import OnnxModel, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_PAST = "past_key_values."
-_PRESENT = "present."
 # Tokens of the decoder's prefix in encoder-decoders: the start token, then what the model itself writes.
 _PREFIX = 4
 
@@ -74,16 +73,26 @@ def cases(
         pooling: of a sentence embedder with a head for it, from `rocline.export.sentences.pooling`.
 
     Raises:
-        ExportError: a file has an input that is not known how to fill, or an output that the torch model lacks.
+        ExportError: a file has an input that is not known how to fill, or an output that the torch model lacks; or the
+            torch model fails on the samples.
     """
+    import torch
+
     from rocline.export import graph_files
 
     found: list[Case] = []
-    with _as_reference(torch_model):
+    with torch.inference_mode(), optimum_export.exact_attention(torch_model):
         for name, path in onnx_files.items():
             file = _File(name, graph_files.interface(path), torch_model, task, pooling)
-            for batch in samples.inputs:
-                found.extend(file.cases(batch))
+            try:
+                for batch in samples.inputs:
+                    found.extend(file.cases(batch))
+            except RoclineError:
+                raise
+            except Exception as error:
+                raise ExportError(
+                    f"{name}: PyTorch fails to run the {task} model on {samples.description}: {one_line(error)}"
+                ) from error
     return found
 
 
@@ -112,7 +121,7 @@ class _File:
         self.task = task
 
     def cases(self, batch: Arrays) -> Iterator[Case]:
-        cached = any(name.startswith(_PAST) for name in self.inputs)
+        cached = any(name.startswith(PAST) for name in self.inputs)
         if cached and "encoder_hidden_states" in self.inputs:
             return self._encoder_decoder(batch)
         if cached and self._is_static():
@@ -155,13 +164,13 @@ class _File:
                 "position_ids": mask.sum(axis=1, keepdims=True),
             }
         )
-        past = {name: case.expected[name.replace(_PAST, _PRESENT)] for name in past}
+        past = {name: case.expected[name.replace(PAST, PRESENT)] for name in past}
         yield self._decoder_step("decode step", arrays, past, key_mask=longer, query_mask=None)
 
     def _is_static(self) -> bool:
         """Tells whether the cache has a fixed size: what comes out is what went in, with slots replaced."""
-        past = {name: spec for name, spec in self.inputs.items() if name.startswith(_PAST)}
-        return all(spec.shape == self.outputs[name.replace(_PAST, _PRESENT)].shape for name, spec in past.items())
+        past = {name: spec for name, spec in self.inputs.items() if name.startswith(PAST)}
+        return all(spec.shape == self.outputs[name.replace(PAST, PRESENT)].shape for name, spec in past.items())
 
     def _static(self, batch: Arrays) -> Iterator[Case]:
         mask = batch.get("attention_mask", np.ones_like(batch["input_ids"]))
@@ -172,15 +181,17 @@ class _File:
                 step.name,
                 {name: _as_fed(step.arrays[name], spec) for name, spec in self.inputs.items()},
                 step.expected,
-                {name: step.live for name in step.expected if name.startswith(_PRESENT)},
+                {name: step.live for name in step.expected if name.startswith(PRESENT)},
                 None if step.tokens.all() else step.tokens,
                 self._replay(step.run),
                 self.model,
             )
 
     def _replay(self, run: Callable[[], Any]) -> Callable[[], None]:
+        import torch
+
         def replay() -> None:
-            with _as_reference(self.model):
+            with torch.inference_mode(), optimum_export.exact_attention(self.model):
                 run()
 
         return replay
@@ -195,12 +206,14 @@ class _File:
         query_mask: npt.NDArray[Any] | None,
     ) -> Case:
         def run() -> Any:
-            return self.model(**_tensors(arrays), past_key_values=_cache(_pairs(past, _PAST)), use_cache=True)
+            return self.model(**_tensors(arrays), past_key_values=torch_cache.growing(past), use_cache=True)
 
         output = run()
-        expected = {name: self._take(output, name) for name in self.outputs if not name.startswith(_PRESENT)}
-        present = _cached(output.past_key_values)
-        expected |= self._presents(present, "")
+        expected = {name: self._take(output, name) for name in self.outputs if not name.startswith(PRESENT)}
+        expected |= self._presents(output.past_key_values)
+        unkept = sorted(self.outputs.keys() - expected.keys())
+        if unkept:
+            raise ExportError(f"{self.name}: output {unkept[0]!r}: {type(self.model).__name__} keeps no such cache")
         return self._case(step, arrays | past, expected, run, self.model, mask=query_mask, key_mask=key_mask)
 
     def _encoder_decoder(self, batch: Arrays) -> Iterator[Case]:
@@ -219,7 +232,7 @@ class _File:
             return self.model(
                 encoder_outputs=(hidden,),
                 decoder_input_ids=torch.from_numpy(ids),
-                past_key_values=_encoder_decoder_cache(past) if past else None,
+                past_key_values=torch_cache.encoder_decoder(past) if past else None,
                 use_cache=True,
                 **masks,
             )
@@ -229,12 +242,9 @@ class _File:
             written = run(ids, {}).logits[:, -1:].argmax(-1).numpy()
             ids = np.concatenate([ids, written], axis=1)
         output = run(ids, {})
-        own, cross = (
-            _cached(output.past_key_values.self_attention_cache),
-            _cached(output.past_key_values.cross_attention_cache),
-        )
+        cache = output.past_key_values
         expected = {"logits": output.logits.numpy()}
-        expected |= self._presents(own, ".decoder") | self._presents(cross, ".encoder")
+        expected |= self._presents(cache, ".decoder") | self._presents(cache.cross_attention_cache, ".encoder")
         arrays = common | {"input_ids": ids, "use_cache_branch": np.array([False])}
         # The branch without a cache ignores its past inputs, but they have to be there.
         unused = self._empty_past(batch=len(hidden), length=1)
@@ -242,12 +252,12 @@ class _File:
             "no cache", arrays | unused, expected, lambda: run(ids, {}), self.model, mask=None, cross_mask=mask
         )
 
-        past = {name: expected[name.replace(_PAST, _PRESENT)] for name in unused}
+        past = {name: expected[name.replace(PAST, PRESENT)] for name in unused}
         following = output.logits[:, -1:].argmax(-1).numpy()
         output = run(following, past)
         expected = {"logits": output.logits.numpy()}
         # The cached branch does not compute the encoder's keys and values again; its outputs for them are empty.
-        expected |= self._presents(_cached(output.past_key_values.self_attention_cache), ".decoder")
+        expected |= self._presents(output.past_key_values, ".decoder")
         arrays = common | {"input_ids": following, "use_cache_branch": np.array([True])}
         yield self._case("with cache", arrays | past, expected, lambda: run(following, past), self.model, mask=None)
 
@@ -263,7 +273,7 @@ class _File:
         shape = next(iter(given.values())).shape[:2]
         made: Arrays = {}
         for name in self.inputs:
-            if name.startswith(_PAST):
+            if name.startswith(PAST):
                 continue
             if name in given:
                 made[name] = given[name]
@@ -290,17 +300,13 @@ class _File:
         array: npt.NDArray[Any] = value.numpy()
         return array
 
-    def _presents(self, layers: list[tuple[Any, Any]], infix: str) -> Arrays:
-        named = {}
-        for index, (key, value) in enumerate(layers):
-            named[f"{_PRESENT}{index}{infix}.key"] = key
-            named[f"{_PRESENT}{index}{infix}.value"] = value
-        return {name: array for name, array in named.items() if name in self.outputs}
+    def _presents(self, cache: Any, infix: str = "") -> Arrays:
+        return {name: array for name, array in torch_cache.presents(cache, infix).items() if name in self.outputs}
 
     def _empty_past(self, *, batch: int, length: int) -> Arrays:
         past = {}
         for name, spec in self.inputs.items():
-            if name.startswith(_PAST):
+            if name.startswith(PAST):
                 sizes = [size if isinstance(size, int) else length for size in spec.shape]
                 past[name] = np.zeros((batch, *sizes[1:]), np.float32)
         return past
@@ -319,7 +325,7 @@ class _File:
     ) -> Case:
         real = {}
         for name, array in expected.items():
-            if name.startswith(_PRESENT):
+            if name.startswith(PRESENT):
                 over = cross_mask if ".encoder." in name else key_mask
                 if over is not None and not over.all():
                     real[name] = over.astype(bool)[:, None, :]
@@ -365,53 +371,3 @@ def _parameters(module: Any) -> set[str]:
     import inspect
 
     return set(inspect.signature(module.forward).parameters)
-
-
-def _pairs(past: Arrays, prefix: str, infix: str = "") -> list[tuple[Any, Any]]:
-    """Returns (key, value) a layer, in order, from the arrays of a cache by their ONNX names."""
-    layers = sorted({int(name.removeprefix(prefix).split(".")[0]) for name in past})
-    return [(past[f"{prefix}{layer}{infix}.key"], past[f"{prefix}{layer}{infix}.value"]) for layer in layers]
-
-
-def _cache(layers: list[tuple[Any, Any]]) -> Any:
-    """Returns a growing cache; like the traced graph it drops nothing, also where a layer has a sliding window."""
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for index, (key, value) in enumerate(layers):
-        # An update with nothing would leave layers behind that some masks take for a cache in use.
-        if key.shape[2]:
-            cache.update(torch.from_numpy(key), torch.from_numpy(value), index)
-    return cache
-
-
-def _encoder_decoder_cache(past: Arrays) -> Any:
-    from transformers import EncoderDecoderCache
-
-    return EncoderDecoderCache(_cache(_pairs(past, _PAST, ".decoder")), _cache(_pairs(past, _PAST, ".encoder")))
-
-
-def _cached(cache: Any) -> list[tuple[Any, Any]]:
-    # Copies: the next step's update may write in place.
-    return [(layer.keys.numpy().copy(), layer.values.numpy().copy()) for layer in cache.layers]
-
-
-@contextlib.contextmanager
-def _as_reference(model: Any) -> Iterator[None]:
-    """Inside, the model computes exactly and without gradients.
-
-    Models whose attention scores are soft-capped run in eager attention: PyTorch's fused one drops the cap.
-    """
-    import torch
-
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    before = model.config._attn_implementation
-    if capped:
-        model.set_attn_implementation("eager")
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        if capped:
-            model.set_attn_implementation(before)

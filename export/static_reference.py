@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rocline.export.torch_cache import PAST, PRESENT
+
 Array = npt.NDArray[Any]
 
-PAST, PRESENT = "past_key_values.", "present."
 # What the inputs of a sampling head are given: it is not compared, since a near tie may fall either way.
 GREEDY = {
     "temperature": np.zeros(1, np.float32),
@@ -96,7 +97,8 @@ def _call(model: Any, rows: list[Array]) -> Any:
     ids, mask = _padded(rows, 0), _padded([np.ones_like(row) for row in rows], 0)
     # A cache made without the config keeps every token, also of layers with a sliding window.
     arrays = {"input_ids": ids, "attention_mask": mask}
-    return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}, past_key_values=DynamicCache())
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return model(**tensors, past_key_values=DynamicCache(), use_cache=True)
 
 
 def _padded(rows: list[Array], value: int) -> Array:

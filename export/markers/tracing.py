@@ -117,6 +117,8 @@ def _reference(model: Any) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     for layer in getattr(output.past_key_values, "layers", None) or [output.past_key_values]:
         if type(layer) not in kinds:
             raise Refused(f"its cache has a layer of class {type(layer).__name__}, expected {kinds[0].__name__}")
+        if layer.keys is None:
+            raise Refused("its cache has a layer that stays empty: attention does not use it")
         layers.append((layer.keys.shape[1], layer.keys.shape[3]))
     return torch.stack(logits, 1), layers
 

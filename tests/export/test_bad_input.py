@@ -65,6 +65,11 @@ def test_arguments(bert, tmp_path, options, message):
     refused(bert, tmp_path, message, **options)
 
 
+def test_an_opset_without_the_operators_prints_no_graph(bert, tmp_path, capfd):
+    refused(bert, tmp_path, "'aten::scaled_dot_product_attention' to ONNX opset version 13 is not supported", opset=13)
+    assert capfd.readouterr().out == ""
+
+
 def test_arguments_are_refused_before_the_source_is_read(tmp_path):
     refused("no/such/folder", tmp_path, "opset 23", opset=23)
 
