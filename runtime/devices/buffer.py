@@ -59,6 +59,12 @@ class Buffer(Closing):
         return self.storage.pointer
 
     @property
+    def latest(self) -> Stream:
+        """The stream of the last write, or the buffer's own if that is closed."""
+        writer = self.storage.writer
+        return self.stream if writer is None or writer.closed else writer
+
+    @property
     def read_only(self) -> bool:
         """Whether it may not be written: its producer said so through DLPack."""
         return self.storage.read_only
@@ -114,9 +120,7 @@ class Buffer(Closing):
         if isinstance(source, Buffer):
             self._check_fit("copy_from", source.dtype, source.shape, source.nbytes)
             if self.device.same_as(source.device):
-                source.use(stream)
-                self.use(stream, write=True)
-                self._copy(self.storage.pointer, source.storage.pointer, Direction.ON_DEVICE, stream)
+                self._copy_on_device(source, stream)
                 return
             if self.device.driver.host_memory:
                 source.copy_to(self.array, stream=stream)
@@ -125,8 +129,8 @@ class Buffer(Closing):
                 raise DeviceError(f"copy_from: {source}, expected a buffer on {self.device} or on the host")
             source = source.array
         self._check_fit("copy_from", source.dtype, source.shape, source.nbytes)
-        self.use(stream, write=True)
         if self.device.driver.host_memory:
+            self.use(stream, write=True)
             np.copyto(self.array, source.reshape(self.shape))
         else:
             self._upload(np.ascontiguousarray(source).reshape(-1).view(np.uint8), stream)
@@ -150,19 +154,18 @@ class Buffer(Closing):
         """Queues setting every byte to ``byte``, 0 to 255, on ``stream``."""
         if not 0 <= byte <= 255:
             raise DeviceError(f"fill: {byte}, expected a byte from 0 to 255")
-        self.use(stream, write=True)
-        with self.device.driver.lock:
+        with stream.queueing():
+            self.use(stream, write=True)
             self.device.driver.fill(self.storage.pointer, byte, self.nbytes, stream.handle)
 
     def fetch(self, *, stream: Stream | None = None) -> "HostCopy":
         """Queues a copy to the host and returns at once; `HostCopy.numpy` waits for it.
 
         Args:
-            stream: where to queue it; the stream of the last write if left out, or the buffer's own if that is closed.
+            stream: where to queue it; `latest` if left out.
         """
         self.check_open()
-        writer = self.storage.writer
-        return HostCopy(self, stream or (self.stream if writer is None or writer.closed else writer))
+        return HostCopy(self, stream or self.latest)
 
     def numpy(self, *, stream: Stream | None = None) -> Array:
         """Returns a copy of the contents as they are after all that ``stream`` has queued; waits for that.
@@ -230,17 +233,26 @@ class Buffer(Closing):
         self.closed = True
         self.storage.let_go()
 
-    def _copy(self, target: int, source: int, direction: Direction, stream: Stream) -> None:
-        with self.device.driver.lock:
-            self.device.driver.copy(target, source, self.nbytes, direction, stream.handle)
+    def _copy_on_device(self, source: "Buffer", stream: Stream) -> None:
+        target, begin = self.pointer, source.pointer
+        if target != begin and abs(target - begin) < self.nbytes:
+            raise DeviceError(f"copy_from: {source} and {self} overlap, by all but {abs(target - begin):,} bytes")
+        with stream.queueing():
+            source.use(stream)
+            self.use(stream, write=True)
+            if target != begin:
+                self.device.driver.copy(target, begin, self.nbytes, Direction.ON_DEVICE, stream.handle)
 
     def _upload(self, source: Array, stream: Stream) -> None:
         staging, driver = self.device.staging, self.device.driver
+        # Refused before anything is pinned.
+        self.use(stream, write=True)
         for start in range(0, self.nbytes, CHUNK):
             piece = source[start : start + CHUNK]
             with staging.lend(piece.nbytes, stream) as pinned:
                 _host_bytes(pinned, piece.nbytes)[:] = piece
-                with driver.lock:
+                with stream.queueing():
+                    self.use(stream, write=True)
                     driver.copy(self.storage.pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
 
     def _check_fit(self, call: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> None:
@@ -261,11 +273,14 @@ class HostCopy(Closing):
 
     def __init__(self, buffer: Buffer, stream: Stream) -> None:
         self.shape, self.dtype, self._nbytes = buffer.shape, buffer.dtype, buffer.nbytes
+        # Refused before anything is pinned.
         buffer.use(stream)
-        self._staging = buffer.device.staging
+        driver, self._staging = buffer.device.driver, buffer.device.staging
         self._block = self._staging.take(self._nbytes)
         try:
-            buffer._copy(self._block[0], buffer.storage.pointer, Direction.TO_HOST, stream)
+            with stream.queueing():
+                buffer.use(stream)
+                driver.copy(self._block[0], buffer.pointer, self._nbytes, Direction.TO_HOST, stream.handle)
         except BaseException:
             self._staging.give_back(self._block, self._staging.mark(self._block, stream))
             raise
@@ -326,7 +341,7 @@ def wrap(device: Device, array: Array) -> Buffer:
     if not array.flags.c_contiguous:
         raise DeviceError(f"wrap: the array {array.dtype.name} {array.shape} is not contiguous")
     dtype = checked_dtype(array.dtype)
-    stream = device.foreign_stream(0)
+    stream = device.create_stream()
     keep = [array]
     storage = Storage(
         device, array.ctypes.data, array.nbytes, stream, lambda _: keep.clear(), read_only=not array.flags.writeable

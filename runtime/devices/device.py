@@ -19,6 +19,9 @@ from rocline.runtime.devices.streams import Event, Stream
 if TYPE_CHECKING:
     from rocline.runtime.devices.buffer import Buffer
 
+# The handle by which each thread names a stream of its own, in HIP as in CUDA.
+_PER_THREAD = 2
+
 
 @dataclass(frozen=True)
 class MemoryInfo:
@@ -86,8 +89,13 @@ class Device(Closing):
 
         It has to live until what it was used for here is closed. ``handle`` 0 is the null stream. For a stream that
         was made here, that stream itself is returned.
+
+        Raises:
+            DeviceError: ``handle`` is 2 on a GPU: each thread's default stream, which other threads cannot wait for.
         """
         self.check_open()
+        if handle == _PER_THREAD and not self.driver.host_memory:
+            raise DeviceError(f"{self}: stream {handle} is another one in each thread, expected one that was created")
         with self.driver.lock:
             for stream in self._streams:
                 if stream.handle == handle and not stream.closed:

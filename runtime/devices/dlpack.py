@@ -4,6 +4,7 @@ The layout is dlpack.h's, versions 0.8 (legacy capsules) and 1.0 (versioned ones
 numbers is the Python array API standard's, 2023.12 (``__dlpack__``, ``__dlpack_device__``, ``from_dlpack``).
 """
 
+import contextlib
 import ctypes
 import math
 import sys
@@ -30,7 +31,7 @@ _CPU, _CUDA, _ROCM = 1, 2, 10
 # The protocol's stream numbers: the one for the null stream, those that are not allowed, and what to say then.
 _NULL_STREAM = {_CUDA: 1, _ROCM: 0}
 _NO_STREAM = {_CUDA: (0,), _ROCM: (1, 2)}
-_STREAMS = {_CPU: "None", _CUDA: "None, -1, 1, 2 or a handle", _ROCM: "None, -1, 0 or a handle"}
+_STREAMS = {_CPU: "None", _CUDA: "None, -1, 1 or a handle", _ROCM: "None, -1, 0 or a handle"}
 _READ_ONLY, _IS_COPIED = 1, 2
 _VERSION = (1, 0)
 # NumPy's kind: DLDataTypeCode
@@ -109,9 +110,9 @@ def _delete(address: int, finalizing: Callable[[], bool] = sys.is_finalizing) ->
         _LENT.pop(address)[2].let_go()
 
 
-def _drop(capsule: int) -> None:
+def _drop(capsule: int, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
     """Ends the loan of a capsule that nobody took; a consumer renames the one that it takes."""
-    for kind in (_Versioned, _Legacy):
+    for kind in () if finalizing() else (_Versioned, _Legacy):
         if _DEAD.PyCapsule_IsValid(capsule, kind.name):
             _delete(_DEAD.PyCapsule_GetPointer(capsule, kind.name))
 
@@ -139,15 +140,16 @@ def export(
         if copy is False:
             raise BufferError(f"{buffer}: cannot be exported to {_device_name(wanted)} without a copy")
         exported, flags = _host().wrap(buffer.numpy()), _IS_COPIED
-    elif copy:
-        exported, flags = _copied(buffer, stream), _IS_COPIED
     else:
         consumer = consumer_stream(buffer.device, stream)
-        if consumer is None:
-            buffer.storage.strangers |= stream is not None
+        if copy:
+            exported, flags = _copied(buffer, consumer), _IS_COPIED
         else:
-            buffer.use(consumer, write=not buffer.read_only)
-        exported = buffer
+            exported = buffer
+        if consumer is None:
+            exported.storage.strangers |= stream is not None
+        else:
+            exported.use(consumer, write=not exported.read_only)
     if exported.read_only:
         flags |= _READ_ONLY
     try:
@@ -160,11 +162,11 @@ def export(
 def consumer_stream(device: "Device", number: int | None) -> "Stream | None":
     """Returns the stream that a DLPack consumer means by ``number``; None where nothing is to be ordered.
 
-    CUDA: None and 1 are the legacy default stream, 2 is the thread's default stream, 0 is not allowed. ROCm: None and 0
-    are the null stream, 1 and 2 are not allowed. Both: -1 wants no ordering. The host: None or -1.
+    CUDA: None and 1 are the legacy default stream, 0 is not allowed. ROCm: None and 0 are the null stream, 1 and 2 are
+    not allowed. Both: -1 wants no ordering. The host: None or -1.
 
     Raises:
-        DeviceError: the number means nothing on this device.
+        DeviceError: the number means nothing on this device, or is CUDA's 2, the thread's own default stream.
     """
     kind = device.driver.dlpack_type
     if number == -1 or (number is None and kind == _CPU):
@@ -187,18 +189,29 @@ def producer_number(stream: "Stream") -> int | None:
 def take(device: "Device", producer: Any, stream: "Stream") -> "Buffer":
     """Returns a buffer on the memory of a DLPack producer; see `Device.from_dlpack`."""
     own = (device.driver.dlpack_type, device.device_id)
-    theirs = tuple(map(int, producer.__dlpack_device__()))
-    if theirs != own:
-        raise DeviceError(f"from_dlpack: the tensor is on {_device_name(theirs)}, {device} takes {_device_name(own)}")
-    if misfit := device.misfit(stream):
-        raise DeviceError(f"from_dlpack on {device}: {stream} is {misfit}")
-    number = producer_number(stream)
+    kind = type(producer).__name__
+    if not hasattr(producer, "__dlpack__") or not hasattr(producer, "__dlpack_device__"):
+        raise DeviceError(f"from_dlpack: {kind}, expected a tensor with __dlpack__ and __dlpack_device__")
     try:
-        capsule = producer.__dlpack__(stream=number, max_version=_VERSION)
+        theirs = tuple(map(int, producer.__dlpack_device__()))
+        if theirs != own:
+            raise DeviceError(f"from_dlpack: {kind} on {_device_name(theirs)}, {device} takes {_device_name(own)}")
+        if misfit := device.misfit(stream):
+            raise DeviceError(f"from_dlpack on {device}: {stream} is {misfit}")
+        with device.driver.on(device.device_id):
+            # PyTorch gives nothing of a device that is not the current one.
+            capsule = _ask(producer, producer_number(stream))
+    except (BufferError, ValueError, RuntimeError) as error:
+        raise DeviceError(f"from_dlpack: {kind} gives nothing: {error}") from error
+    return _taken(device, capsule, stream)
+
+
+def _ask(producer: Any, number: int | None) -> Any:
+    try:
+        return producer.__dlpack__(stream=number, max_version=_VERSION)
     except TypeError:
         # A producer from before DLPack 1.0 does not know the keyword.
-        capsule = producer.__dlpack__(stream=number)
-    return _taken(device, capsule, stream)
+        return producer.__dlpack__(stream=number)
 
 
 def _taken(device: "Device", capsule: Any, stream: "Stream") -> "Buffer":
@@ -224,12 +237,15 @@ def _taken(device: "Device", capsule: Any, stream: "Stream") -> "Buffer":
     nbytes = math.prod(shape) * dtype.itemsize
 
     def release(storage: Storage) -> None:
-        # The producer may hand the memory to others at once.
-        for used in storage.streams:
-            if not used.closed:
-                used.synchronize()
-        if managed.deleter:
-            _Deleter(managed.deleter)(ctypes.addressof(managed))
+        # The producer may hand the memory to others at once. It gets it back even where a wait fails.
+        with contextlib.ExitStack() as last_first:
+            if managed.deleter:
+                last_first.callback(_Deleter(managed.deleter), ctypes.addressof(managed))
+            if storage.strangers:
+                last_first.callback(device.driver.synchronize_device, device.device_id)
+            for used in storage.streams:
+                if not used.closed:
+                    last_first.callback(used.synchronize)
 
     pointer = (tensor.data or 0) + tensor.byte_offset
     storage = Storage(device, pointer, nbytes, stream, release, read_only=read_only)
@@ -265,11 +281,13 @@ def _host() -> "Device":
     return open_device("cpu")
 
 
-def _copied(buffer: "Buffer", number: int | None) -> "Buffer":
-    device = buffer.device
-    stream = consumer_stream(device, number) or buffer.storage.writer or buffer.stream
-    made = device.allocate(buffer.shape, buffer.dtype, stream=stream)
+def _copied(buffer: "Buffer", consumer: "Stream | None") -> "Buffer":
+    stream = consumer or buffer.latest
+    made = buffer.device.allocate(buffer.shape, buffer.dtype, stream=stream)
     made.copy_from(buffer, stream=stream)
+    if consumer is None:
+        # A consumer that wants no order takes the contents to be there.
+        stream.synchronize()
     return made
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from enum import Enum
 
 
@@ -23,9 +24,9 @@ class Driver(ABC):
         kind: short name: ``hip``, ``cuda`` or ``cpu``.
         dlpack_type: the number of its memory in DLPack (DLDeviceType).
         host_memory: whether the host may read and write its memory.
-        lock: held while memory is allocated or freed, while a copy or a fill is queued, and while one stream is made to
-            wait for another. A graph capture, which such calls of another thread would break or become part of, holds it
-            from start to end.
+        lock: held while memory is allocated or freed, from ordering a copy or a fill until it is queued, and while one
+            stream is made to wait for another. A graph capture, which such calls of another thread would break or
+            become part of, holds it from start to end.
         handovers: how often a buffer went from one stream to another. As long as it stays the same, a set of buffers
             that was announced to a stream (`Buffer.use`) needs no new announcement.
     """
@@ -37,6 +38,10 @@ class Driver(ABC):
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.handovers = 0
+
+    @abstractmethod
+    def on(self, device_id: int) -> AbstractContextManager[None]:
+        """Makes a device this thread's current one for a block, and afterwards the one that was."""
 
     def check(self) -> None:  # noqa: B027
         """Raises DeviceError if another copy of the runtime has come into the process."""

@@ -38,6 +38,19 @@ class GpuDriver(Driver):
         kinds = getattr(bindings, f"{prefix}MemcpyKind")
         self._kinds = {direction: kinds(direction.value) for direction in Direction}
 
+    @contextlib.contextmanager
+    def on(self, device_id: int) -> Iterator[None]:
+        """Makes a device current for this thread, and afterwards the one that was."""
+        before = self._call("GetDevice")
+        if before == device_id:
+            yield
+            return
+        self._call("SetDevice", device_id)
+        try:
+            yield
+        finally:
+            self._call("SetDevice", before)
+
     def count(self) -> int:
         """Returns how many devices the runtime shows."""
         count: int = self._call("GetDeviceCount")
@@ -50,23 +63,23 @@ class GpuDriver(Driver):
 
     def memory_info(self, device_id: int) -> tuple[int, int]:
         """Returns free and total memory in bytes."""
-        with self._on(device_id):
+        with self.on(device_id):
             free, total = self._call("MemGetInfo")
             return free, total
 
     def allocate(self, device_id: int, nbytes: int) -> int:
         """Returns the address of new device memory."""
-        with self._on(device_id):
+        with self.on(device_id):
             return int(self._call("Malloc", nbytes, about=_ALLOCATION))
 
     def free(self, device_id: int, pointer: int) -> None:
         """Frees device memory."""
-        with self._on(device_id):
+        with self.on(device_id):
             self._call("Free", pointer)
 
     def allocate_pinned(self, device_id: int, nbytes: int) -> int:
         """Returns the address of new pinned host memory."""
-        with self._on(device_id):
+        with self.on(device_id):
             return int(self._call(self._allocate_pinned, nbytes, 0, about=_ALLOCATION))
 
     def free_pinned(self, device_id: int, pointer: int) -> None:
@@ -75,7 +88,7 @@ class GpuDriver(Driver):
 
     def create_stream(self, device_id: int) -> int:
         """Returns a new stream that does not synchronise with the null stream."""
-        with self._on(device_id):
+        with self.on(device_id):
             return int(self._call("StreamCreateWithFlags", _NON_BLOCKING))
 
     def destroy_stream(self, stream: int) -> None:
@@ -88,12 +101,12 @@ class GpuDriver(Driver):
 
     def synchronize_device(self, device_id: int) -> None:
         """Waits for the whole device."""
-        with self._on(device_id):
+        with self.on(device_id):
             self._call("DeviceSynchronize")
 
     def create_event(self, device_id: int) -> int:
         """Returns a new event without a time stamp."""
-        with self._on(device_id):
+        with self.on(device_id):
             return int(self._call("EventCreateWithFlags", _NO_TIMING))
 
     def destroy_event(self, event: int) -> None:
@@ -215,16 +228,3 @@ class GpuDriver(Driver):
     def _forget_error(self) -> None:
         """Clears the thread's last error, which ONNX Runtime, asking after its own launches, would take for its own."""
         self._function("GetLastError")()
-
-    @contextlib.contextmanager
-    def _on(self, device_id: int) -> Iterator[None]:
-        """Makes a device current for this thread, and afterwards the one that was."""
-        before = self._call("GetDevice")
-        if before == device_id:
-            yield
-            return
-        self._call("SetDevice", device_id)
-        try:
-            yield
-        finally:
-            self._call("SetDevice", before)

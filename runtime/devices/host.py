@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ class HostDriver(Driver):
     def __init__(self) -> None:
         super().__init__()
         self._memory: dict[int, np.ndarray[Any, Any]] = {}
+
+    def on(self, device_id: int) -> AbstractContextManager[None]:
+        """Does nothing."""
+        return nullcontext()
 
     def count(self) -> int:
         """Returns 1."""

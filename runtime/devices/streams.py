@@ -1,12 +1,18 @@
 """Stream and Event: the same for every backend, written on its `Driver`."""
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from rocline.errors import DeviceError
 from rocline.runtime.devices.closing import Closing
 
 if TYPE_CHECKING:
     from rocline.runtime.devices.device import Device
+
+# The handles of the current device's null stream, in HIP as in CUDA.
+_NULL = (0, 1)
 
 
 class Stream(Closing):
@@ -38,12 +44,21 @@ class Stream(Closing):
             DeviceError: something that was queued failed, or the stream is closed.
         """
         self.check_open()
-        self.device.driver.synchronize_stream(self.handle)
+        with self._current():
+            self.device.driver.synchronize_stream(self.handle)
+
+    def queueing(self) -> AbstractContextManager[Any]:
+        """Returns what is held while work is queued here, from ordering it until it is queued: the driver's lock.
+
+        The null stream's handle means the current device's, which this one is for as long.
+        """
+        return self._as_null() if self.handle in _NULL else self.device.driver.lock
 
     def record(self) -> "Event":
         """Returns an event that stands for all that was queued so far."""
         self.check_open()
-        return self.device.record(self.handle)
+        with self.queueing():
+            return self.device.record(self.handle)
 
     def wait(self, other: "Event | Stream") -> None:
         """Lets what is queued here from now on wait, on the device, for an event, or for what a stream has queued.
@@ -60,12 +75,12 @@ class Stream(Closing):
             raise DeviceError(f"{self}: cannot wait for {other}, which is on a device of another kind")
         if isinstance(other, Event):
             other.check_open()
-            with self.device.driver.lock:
+            with self.queueing():
                 self.device.driver.wait_event(self.handle, other.handle)
             return
         # An event is recorded on its own device; where it can, this one lends it, since the other may be closed.
         device = self.device if self.device.same_as(other.device) else other.device
-        with device.driver.lock, device.record(other.handle) as event:
+        with other.queueing(), device.record(other.handle) as event, self.queueing():
             self.device.driver.wait_event(self.handle, event.handle)
 
     def close(self) -> None:
@@ -77,7 +92,8 @@ class Stream(Closing):
             return
         driver = self.device.driver
         try:
-            driver.synchronize_stream(self.handle)
+            with self._current():
+                driver.synchronize_stream(self.handle)
         except DeviceError:
             # What it used will be taken for free, so it has to be waited for in some way.
             driver.synchronize_device(self.device.device_id)
@@ -86,6 +102,14 @@ class Stream(Closing):
             self.closed = True
             if self.owned:
                 driver.destroy_stream(self.handle)
+
+    def _current(self) -> AbstractContextManager[None]:
+        return self.device.driver.on(self.device.device_id) if self.handle in _NULL else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _as_null(self) -> Iterator[None]:
+        with self.device.driver.lock, self._current():
+            yield
 
 
 class Event(Closing):

@@ -1,5 +1,6 @@
 """DLPack in both directions: PyTorch and NumPy on the host, the protocol's rules for GPUs on a fake driver."""
 
+import contextlib
 import ctypes
 import gc
 import subprocess
@@ -211,10 +212,15 @@ def test_refused_tensors(device, stream):
         (torch.zeros(4, 4).T, r"strides \(1, 4\) of shape \(4, 4\), expected a contiguous tensor"),
         (torch.zeros(8)[::2], r"strides \(2,\) of shape \(4,\)"),
         (torch.zeros(4, dtype=torch.float8_e4m3fn), r"data type \d+ of 8 bits and 1 lanes is unknown here"),
+        (torch.zeros(4, requires_grad=True), "Tensor gives nothing: Can't export tensors that require gradient"),
+        (torch.zeros(4, device="meta"), "Tensor gives nothing: Unknown device type meta"),
+        (np.zeros(4, ">f4"), "ndarray gives nothing: DLPack only supports native byte order"),
+        ([0.0], "list, expected a tensor with __dlpack__ and __dlpack_device__"),
+        (torch.zeros(4).__dlpack__(), "PyCapsule, expected a tensor with"),
     ):
         with pytest.raises(DeviceError, match=f"from_dlpack: {message}"):
             device.from_dlpack(tensor, stream=stream)
-    with pytest.raises(DeviceError, match=r"the tensor is on kDLCPU:0, hip:0 takes kDLROCM:0"):
+    with pytest.raises(DeviceError, match=r"from_dlpack: Tensor on kDLCPU:0, hip:0 takes kDLROCM:0"):
         FakeDriver().device().from_dlpack(torch.zeros(4), stream=stream)
 
 
@@ -261,7 +267,8 @@ def test_a_consumer_may_outlive_the_interpreter():
     code = (
         "import numpy as np, torch\nfrom rocline.runtime.devices import open_device\n"
         "device = open_device('cpu')\nbuffer = device.upload(np.arange(4.0), stream=device.create_stream())\n"
-        "torch.kept = torch.from_dlpack(buffer)\nbuffer.close()\nprint(torch.kept.sum().item())"
+        "torch.kept = torch.from_dlpack(buffer)\ntorch.untaken = buffer.__dlpack__()\nbuffer.close()\n"
+        "print(torch.kept.sum().item())"
     )
     ran = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "6.0\n", "")
@@ -278,8 +285,8 @@ def test_closed(device, stream):
 NUMBERS = [
     (CUDA, None, 1),
     (CUDA, 1, 1),
-    (CUDA, 2, 2),
-    (CUDA, 0, "0 means nothing on kDLCUDA, expected None, -1, 1, 2 or a handle"),
+    (CUDA, 2, "2 is another one in each thread, expected one that was created"),
+    (CUDA, 0, "0 means nothing on kDLCUDA, expected None, -1, 1 or a handle"),
     (CUDA, -2, "-2 means nothing on kDLCUDA"),
     (CUDA, -1, None),
     (CUDA, 0x7770, 0x7770),
@@ -300,7 +307,7 @@ def test_stream_numbers(kind, number, meaning):
         buffer = gpu.allocate(4, stream=stream)
         driver.log.clear()
         if isinstance(meaning, str):
-            with pytest.raises(DeviceError, match=f"__dlpack__: stream {meaning}"):
+            with pytest.raises(DeviceError, match=f"stream {meaning}"):
                 buffer.__dlpack__(stream=number)
             return
         capsule = buffer.__dlpack__(stream=number)
@@ -372,6 +379,68 @@ def test_an_imported_tensor_is_let_go_after_the_work_that_uses_it():
         taken.close()
         assert driver.logged("synchronize_stream") == [("synchronize_stream", one.handle)]
         np.testing.assert_array_equal(target.numpy(), np.arange(4.0))
+
+
+def test_an_imported_tensor_is_let_go_even_where_a_wait_fails():
+    driver = FakeDriver()
+    with driver.device() as gpu:
+        one = gpu.create_stream()
+        source = gpu.upload(np.arange(4.0), stream=one)
+        taken = gpu.from_dlpack(Producer(source), stream=one)
+        source.close()
+        driver.failing["synchronize_stream"] = 0
+        with pytest.raises(DeviceError, match="synchronize_stream: told to fail"):
+            taken.close()
+        driver.failing.clear()
+        assert gpu.pool.statistics.used == 0
+
+
+def test_an_imported_tensor_that_went_to_a_stranger_is_let_go_after_the_whole_device():
+    driver = FakeDriver()
+    with driver.device() as gpu:
+        one = gpu.create_stream()
+        source = gpu.upload(np.arange(4.0), stream=one)
+        taken = gpu.from_dlpack(Producer(source), stream=one)
+        capsule = taken.__dlpack__(stream=-1)
+        taken.close()
+        driver.log.clear()
+        del capsule
+        assert driver.logged("synchronize_device")
+
+
+def test_a_copy_for_a_stranger_is_there_when_it_is_given():
+    driver = FakeDriver()
+    with driver.device() as gpu:
+        one = gpu.create_stream()
+        buffer = gpu.upload(np.arange(4.0), stream=one)
+        driver.log.clear()
+        capsule = buffer.__dlpack__(stream=-1, copy=True, max_version=(1, 0))
+        assert [entry[0] for entry in driver.log][-2:] == ["copy", "synchronize_stream"]
+        driver.log.clear()
+        del capsule
+        gpu.allocate((4,), np.float64, stream=one)
+        assert driver.logged("synchronize_device"), "a stranger may still use the memory"
+
+
+def test_a_producer_is_asked_on_the_tensors_device():
+    """PyTorch refuses to export a tensor of a device that is not the current one."""
+    current = []
+
+    class Driver(FakeDriver):
+        @contextlib.contextmanager
+        def on(self, device_id):
+            current.append(device_id)
+            yield
+            current.pop()
+
+    class Strict(Producer):
+        def __dlpack__(self, **options):
+            assert current == [1]
+            return super().__dlpack__(**options)
+
+    with Driver(devices=2).device(1) as gpu:
+        stream = gpu.create_stream()
+        gpu.from_dlpack(Strict(gpu.allocate(4, stream=stream)), stream=stream).close()
 
 
 def test_a_gpu_gives_the_host_a_copy():

@@ -1,11 +1,13 @@
 """The checker of HIP's and CUDA's statuses, on bindings made of Python; every call of the driver passes it."""
 
 import enum
+import itertools
 from types import SimpleNamespace
 
 import pytest
 
 from rocline import DeviceError, DeviceMemoryError
+from rocline.runtime.devices.device import Device
 from rocline.runtime.devices.driver import Direction
 from rocline.runtime.devices.gpu import GpuDriver
 
@@ -174,6 +176,42 @@ def test_the_threads_device_stays_what_it_was(driver, bindings, failing):
     else:
         driver.allocate(0, 4096)
     assert [call for call in bindings.calls if call[0] == "hipSetDevice"] == [("hipSetDevice", 0), ("hipSetDevice", 1)]
+
+
+@pytest.mark.parametrize("handle", [0, 1])
+def test_a_null_stream_is_its_devices_own(driver, bindings, handle):
+    """By its handle the runtime takes it for the null stream of the thread's current device."""
+    queued = []
+
+    def note(call, position):
+        return lambda *arguments: queued.append((call, arguments[position], bindings.current)) or (Status.success,)
+
+    # Where each call has its stream.
+    calls = {
+        "hipEventRecord": 1,
+        "hipStreamWaitEvent": 0,
+        "hipStreamSynchronize": 0,
+        "hipMemcpyAsync": 4,
+        "hipMemsetAsync": 3,
+    }
+    for call, position in calls.items():
+        setattr(bindings, call, note(call, position))
+    addresses = itertools.count(0x1000, 0x1000)
+    bindings.hipMalloc = lambda _: (Status.success, next(addresses))
+    driver.kind = "hip"
+    device = Device(driver, 1)
+    null, stream = device.foreign_stream(handle), device.create_stream()
+    buffer = device.allocate(4, stream=null)
+    buffer.fill(0, stream=null)
+    buffer.copy_from(device.allocate(4, stream=stream), stream=null)
+    null.wait(stream)
+    null.wait(stream.record())
+    stream.wait(null)
+    null.synchronize()
+    null.close()
+    assert {call for call, which, _ in queued if which == handle} == set(calls)
+    assert {current for _, which, current in queued if which == handle} == {1}
+    assert bindings.current == 0
 
 
 def test_streams_do_not_synchronise_with_the_null_stream_and_events_take_no_time(driver, bindings):

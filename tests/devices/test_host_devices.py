@@ -88,6 +88,17 @@ def test_refusals(device, stream, call, message):
         call(buffer, stream)
 
 
+def test_overlapping_copies_are_refused(device, stream):
+    """A GPU may do them in any order, so the host does not do them either."""
+    array = np.arange(6.0)
+    whole, head, tail = device.wrap(array), device.wrap(array[:4]), device.wrap(array[2:])
+    with pytest.raises(DeviceError, match=r"copy_from: buffer float64 \(4,\) .* overlap, by all but 16 bytes"):
+        head.copy_from(tail, stream=stream)
+    whole.copy_from(whole.view((2, 3)), stream=stream)
+    device.wrap(array[:2]).copy_from(device.wrap(array[2:4]), stream=stream)
+    np.testing.assert_array_equal(array, [2, 3, 2, 3, 4, 5])
+
+
 def test_an_array_that_cannot_be_written_is_no_target(device, stream):
     out = np.zeros(2, np.float32)
     out.flags.writeable = False
@@ -108,6 +119,12 @@ def test_wrapped_array_is_the_buffer(device, stream):
     assert alive() is not None
     buffer.close()
     assert alive() is None
+
+
+def test_wrapped_arrays_need_no_stream_of_others(device, stream):
+    buffer = device.wrap(np.arange(3))
+    stream.close()
+    assert buffer.fetch().numpy().tolist() == [0, 1, 2]
 
 
 def test_wrapped_read_only_array_stays_read_only(device, stream):

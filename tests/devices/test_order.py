@@ -2,12 +2,14 @@
 
 import gc
 import itertools
+import threading
 
 import numpy as np
 import pytest
 from fake_driver import CUDA, FakeDriver
 
 from rocline import DeviceError
+from rocline.runtime.devices.storage import Storage
 
 
 @pytest.fixture
@@ -159,6 +161,37 @@ def test_events_are_used_again(driver, device, streams):
         streams[0].record().close()
         streams[1].wait(streams[0])
     assert len(driver.logged("create_event")) == 1
+
+
+# A use of a buffer, and how often it is announced: the last time with nothing between that and its call.
+USES = {
+    "fill": (lambda buffer, other, stream: buffer.fill(1, stream=stream), 1),
+    "copy": (lambda buffer, other, stream: buffer.copy_from(other, stream=stream), 2),
+    "upload": (lambda buffer, other, stream: buffer.copy_from(np.zeros(4), stream=stream), 2),
+    "fetch": (lambda buffer, other, stream: buffer.fetch(stream=stream).close(), 2),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_no_other_thread_gets_between_ordering_and_queueing(driver, device, streams, monkeypatch, name):
+    """Its stream would wait for what was queued before, and overtake the rest."""
+    one, two, _ = streams
+    buffer, other = (device.upload(np.arange(4.0), stream=one) for _ in range(2))
+    use, last = USES[name]
+    intruder = threading.Thread(target=lambda: buffer.use(two, write=True))
+    announce, announced = Storage.use, itertools.count(1)
+
+    def let_the_other_thread_in(self, stream, write):
+        announce(self, stream, write)
+        if stream is one and next(announced) == last:
+            intruder.start()
+            intruder.join(0.1)
+
+    monkeypatch.setattr(Storage, "use", let_the_other_thread_in)
+    driver.log.clear()
+    use(buffer, other, one)
+    intruder.join()
+    assert [entry[0] for entry in driver.log if entry[0] in ("copy", "fill", "wait")][-1] == "wait"
 
 
 def test_host_memory_may_change_once_a_copy_is_queued(device, streams):
