@@ -11,6 +11,8 @@ EXPECTED = {
     "captured_work_runs_only_when_launched": ([], [1, 2]),
     "a_launch_reads_what_is_there_then": ([], [5, 6]),
     "launches_on_another_stream_race": (["race"], None),
+    "launches_of_one_graph_on_two_streams": (["race"], None),
+    "launches_of_one_graph_on_two_streams_with_an_event": ([], 1),
     "a_forked_capture_is_ordered_within": ([], [3, 4]),
     "branches_of_a_graph_race": (["race"], None),
     "a_branch_that_never_comes_back": ([], UNJOINED),

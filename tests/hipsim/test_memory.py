@@ -28,6 +28,7 @@ EXPECTED = {
     "rows_of_a_matrix": ([], 64),
     "words_of_a_fill": ([], 4),
     "findings_that_were_taken_are_gone": ([], [2, 0]),
+    "what_was_taken_is_found_again": ([], [1, 1]),
 }
 BY_MODE = {
     "time_between_events": {

@@ -95,6 +95,27 @@ def launches_on_another_stream_race():
 
 
 @case
+def launches_of_one_graph_on_two_streams():
+    s, t, a = stream(), stream(), malloc()
+    with capturing(s) as graph:
+        fill(a, 1, s)
+    call("hipGraphLaunch", graph[0], s)
+    call("hipGraphLaunch", graph[0], t)
+
+
+@case
+def launches_of_one_graph_on_two_streams_with_an_event():
+    s, t, a, e = stream(), stream(), malloc(), event()
+    with capturing(s) as graph:
+        fill(a, 1, s)
+    call("hipGraphLaunch", graph[0], s)
+    record(e, s)
+    wait(t, e)
+    call("hipGraphLaunch", graph[0], t)
+    return first_byte(a)
+
+
+@case
 def a_forked_capture_is_ordered_within():
     s, t, a, b, forked, joined = stream(), stream(), malloc(), malloc(), event(), event()
     with capturing(s) as graph:

@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from device import (
@@ -15,6 +15,7 @@ from device import (
     copy,
     event,
     fill,
+    first_byte,
     main,
     malloc,
     pinned,
@@ -38,13 +39,17 @@ def write(pointer: int, value: int) -> None:
     ctypes.memset(pointer, value, 1)
 
 
+def run_on(on: int, function: Callable[[int | None], object]) -> None:
+    """Queues a function of this program."""
+    _kept.append(HOST_FUNCTION(function))
+    call("hipLaunchHostFunc", on, _kept[-1], 0)
+
+
 @contextmanager
 def held() -> Iterator[int]:
     """A stream whose work begins when the block ends."""
     s, ended = stream(), threading.Event()
-    wait_for_the_end = HOST_FUNCTION(lambda _: ended.wait())
-    _kept.append(wait_for_the_end)
-    call("hipLaunchHostFunc", s, wait_for_the_end, 0)
+    run_on(s, lambda _: ended.wait())
     try:
         yield s
     finally:
@@ -141,6 +146,38 @@ def a_large_target():
     copy(h, a, s, D2H, 8 * PAGE)
     synchronize(s)
     return ctypes.string_at(h, 8 * PAGE).count(1)
+
+
+@case
+def a_function_fills_what_its_stream_then_copies():
+    s, a, h = stream(), malloc(), pinned()
+    run_on(s, lambda _: write(h, 5))
+    copy(a, h, s, H2D)
+    return first_byte(a)
+
+
+@case
+def a_function_reads_what_another_stream_writes():
+    t = stream()
+    with held() as s:
+        a, h = malloc(), pinned()
+        fill(a, 1, s)
+        copy(h, a, s, D2H)
+        run_on(t, lambda _: read(h))
+        synchronize(t)
+
+
+@case
+def a_function_reads_what_another_stream_wrote():
+    s, t, a, h, e = stream(), stream(), malloc(), pinned(), event()
+    seen: list[int] = []
+    fill(a, 1, s)
+    copy(h, a, s, D2H)
+    record(e, s)
+    wait(t, e)
+    run_on(t, lambda _: seen.append(read(h)))
+    synchronize(t)
+    return seen[0]
 
 
 if __name__ == "__main__":

@@ -233,5 +233,17 @@ def findings_that_were_taken_are_gone():
     return [len(take_findings()), len(take_findings())]
 
 
+@case
+def what_was_taken_is_found_again():
+    s, t, a = stream(), stream(), malloc()
+    found = []
+    for _ in "12":
+        fill(a, 1, s)
+        fill(a, 2, t)
+        synchronize()
+        found.append(len(take_findings()))
+    return found
+
+
 if __name__ == "__main__":
     main()

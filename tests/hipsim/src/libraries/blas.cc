@@ -58,6 +58,12 @@ const hipsim::Element* scalar_type(int compute) {
 }
 constexpr int kNone = 111;  // the operation that leaves a matrix as it is, in both libraries
 
+// Alpha and beta are read now, as elements of the type `scalar`.
+Gemm product(int m, int n, int k, int batch, const hipsim::Element& scalar, const void* alpha, const void* beta,
+             const hipsim::Matrix& a, const hipsim::Matrix& b, const hipsim::Matrix& c) {
+  return {m, n, k, batch, Elements(scalar, alpha).get(0), Elements(scalar, beta).get(0), a, b, c};
+}
+
 int queue(const char* name, Handle* handle, const Gemm& gemm, int wrong, int failed) {
   if (const char* reason = hipsim::invalid(gemm)) {
     hipsim::note("%s: %s", name, reason);
@@ -121,15 +127,10 @@ HIPSIM_API int hipblasGemmStridedBatchedEx(Handle* handle, int ta, int tb, int m
   LOG_GEMM();
   if (!known(handle)) return kHipblasNotInitialized;
   if (!alpha || !beta) return kHipblasInvalidValue;
-  const Gemm gemm{m,
-                  n,
-                  k,
-                  batch,
-                  Elements(*scalar_type(compute), alpha).get(0),
-                  Elements(*scalar_type(compute), beta).get(0),
-                  {a, hip_type(a_type), ta != kNone, lda, stride_a},
-                  {b, hip_type(b_type), tb != kNone, ldb, stride_b},
-                  {c, hip_type(c_type), false, ldc, stride_c}};
+  const Gemm gemm = product(m, n, k, batch, *scalar_type(compute), alpha, beta,
+                            {a, hip_type(a_type), ta != kNone, lda, stride_a},
+                            {b, hip_type(b_type), tb != kNone, ldb, stride_b},
+                            {c, hip_type(c_type), false, ldc, stride_c});
   return queue(__func__, handle, gemm, kHipblasInvalidValue, kHipblasFailed);
 }
 HIPSIM_API int hipblasGemmEx(Handle* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* a,
@@ -139,15 +140,9 @@ HIPSIM_API int hipblasGemmEx(Handle* handle, int ta, int tb, int m, int n, int k
   LOG_GEMM();
   if (!known(handle)) return kHipblasNotInitialized;
   if (!alpha || !beta) return kHipblasInvalidValue;
-  const Gemm gemm{m,
-                  n,
-                  k,
-                  batch,
-                  Elements(*scalar_type(compute), alpha).get(0),
-                  Elements(*scalar_type(compute), beta).get(0),
-                  {a, hip_type(a_type), ta != kNone, lda, 0},
-                  {b, hip_type(b_type), tb != kNone, ldb, 0},
-                  {c, hip_type(c_type), false, ldc, 0}};
+  const Gemm gemm = product(m, n, k, batch, *scalar_type(compute), alpha, beta,
+                            {a, hip_type(a_type), ta != kNone, lda, 0}, {b, hip_type(b_type), tb != kNone, ldb, 0},
+                            {c, hip_type(c_type), false, ldc, 0});
   return queue(__func__, handle, gemm, kHipblasInvalidValue, kHipblasFailed);
 }
 
@@ -162,15 +157,10 @@ HIPSIM_API int rocblas_gemm_strided_batched_ex(Handle* handle, int ta, int tb, i
   if (!alpha || !beta) return kRocblasInvalidPointer;
   const hipsim::Element* scalar = rocblas_type(compute);
   if (!scalar) return kRocblasNotImplemented;
-  const Gemm gemm{m,
-                  n,
-                  k,
-                  batch,
-                  Elements(*scalar, alpha).get(0),
-                  Elements(*scalar, beta).get(0),
-                  {a, rocblas_type(a_type), ta != kNone, lda, stride_a},
-                  {b, rocblas_type(b_type), tb != kNone, ldb, stride_b},
-                  {d, rocblas_type(d_type), false, ldd, stride_d}};
+  const Gemm gemm = product(m, n, k, batch, *scalar, alpha, beta,
+                            {a, rocblas_type(a_type), ta != kNone, lda, stride_a},
+                            {b, rocblas_type(b_type), tb != kNone, ldb, stride_b},
+                            {d, rocblas_type(d_type), false, ldd, stride_d});
   if (c != d && gemm.beta != 0) return kRocblasNotImplemented;
   return queue(__func__, handle, gemm, kRocblasNotImplemented, kRocblasInternal);
 }
@@ -183,15 +173,10 @@ HIPSIM_API int rocblas_gemm_ex(Handle* handle, int ta, int tb, int m, int n, int
   if (!alpha || !beta) return kRocblasInvalidPointer;
   const hipsim::Element* scalar = rocblas_type(compute);
   if (!scalar) return kRocblasNotImplemented;
-  const Gemm gemm{m,
-                  n,
-                  k,
-                  batch,
-                  Elements(*scalar, alpha).get(0),
-                  Elements(*scalar, beta).get(0),
-                  {a, rocblas_type(a_type), ta != kNone, lda, 0},
-                  {b, rocblas_type(b_type), tb != kNone, ldb, 0},
-                  {d, rocblas_type(d_type), false, ldd, 0}};
+  const Gemm gemm = product(m, n, k, batch, *scalar, alpha, beta,
+                            {a, rocblas_type(a_type), ta != kNone, lda, 0},
+                            {b, rocblas_type(b_type), tb != kNone, ldb, 0},
+                            {d, rocblas_type(d_type), false, ldd, 0});
   if (c != d && gemm.beta != 0) return kRocblasNotImplemented;
   return queue(__func__, handle, gemm, kRocblasNotImplemented, kRocblasInternal);
 }
@@ -206,15 +191,8 @@ HIPSIM_API int rocblas_gemm_batched_ex(Handle* handle, int ta, int tb, int m, in
   const hipsim::Element* scalar = rocblas_type(compute);
   if (!alpha || !beta || !a || !b || !d) return kRocblasInvalidPointer;
   if (!scalar) return kRocblasNotImplemented;
-  const Gemm one{m,
-                 n,
-                 k,
-                 1,
-                 Elements(*scalar, alpha).get(0),
-                 Elements(*scalar, beta).get(0),
-                 {a, rocblas_type(a_type), ta != kNone, lda, 0},
-                 {b, rocblas_type(b_type), tb != kNone, ldb, 0},
-                 {d, rocblas_type(d_type), false, ldd, 0}};
+  const Gemm one = product(m, n, k, 1, *scalar, alpha, beta, {a, rocblas_type(a_type), ta != kNone, lda, 0},
+                           {b, rocblas_type(b_type), tb != kNone, ldb, 0}, {d, rocblas_type(d_type), false, ldd, 0});
   if (hipsim::invalid(one) || (reinterpret_cast<const void*>(c) != d && one.beta != 0)) return kRocblasNotImplemented;
   const std::size_t table = static_cast<std::size_t>(batch) * sizeof(void*);
   hipsim::Task task{__func__, nullptr, {{a, table, false}, {b, table, false}, {d, table, false}}};

@@ -1,7 +1,5 @@
 #include "access.h"
 
-#include <set>
-
 #include "memory.h"
 #include "settings.h"
 
@@ -12,9 +10,7 @@ std::uintptr_t number(const void* address) { return reinterpret_cast<std::uintpt
 
 // Each kind of mistake of a task is reported once.
 void report(const char* kind, const Operation& operation, const std::string& text) {
-  static std::set<std::string>& said = *new std::set<std::string>;
-  if (said.insert(kind + operation.task.name + operation.queue->name).second)
-    found(kind, describe(operation) + " " + text);
+  found(kind, describe(operation) + " " + text, operation.task.name + operation.queue->name);
 }
 
 bool check_access(const Operation& operation, const Access& access) {

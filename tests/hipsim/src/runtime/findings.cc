@@ -32,10 +32,10 @@ void append(const std::string& line) {
 
 }  // namespace
 
-void found(const std::string& kind, const std::string& text) {
+void found(const std::string& kind, const std::string& text, const std::string& key) {
   const std::string line = "hipsim: " + kind + ": " + text + "\n";
   std::lock_guard<std::mutex> guard(mutex);
-  if (said.size() > kMost || !said.insert(line).second) return;
+  if (said.size() > kMost || !said.insert(key.empty() ? line : kind + key).second) return;
   untaken += line;
   append(line);
   if (said.size() > kMost) append("hipsim: more than 200 findings; the others are not reported\n");

@@ -71,12 +71,17 @@ void flight_landed(const Operation& operation) {
 }
 
 bool excuse_fault(std::uintptr_t address, bool is_write) {
+  const Operation* here = running_operation();
+  // A function of the program may touch what later work of its stream is to use.
+  const auto waits_for_this = [here](const Operation& queued) {
+    return here && queued.clock.of(here->queue->index) >= here->epoch;
+  };
   for (Flight& flight : flights)
-    if (!flight.running && !flight.reported && !running_operation() && flight.start <= address &&
-        address < flight.end && (flight.writes || is_write)) {
-      found("host access", std::string("the program itself ") + (is_write ? "writes " : "reads ") +
-                               describe_range(address, address + 1) + ", which " + describe(*flight.operation) +
-                               " is still to " + (flight.writes ? "write" : "read"));
+    if (!flight.running && !flight.reported && flight.start <= address && address < flight.end &&
+        (flight.writes || is_write) && !waits_for_this(*flight.operation)) {
+      found("host access", (here ? describe(*here) : std::string("the program itself")) +
+                               (is_write ? " writes " : " reads ") + describe_range(address, address + 1) + ", which " +
+                               describe(*flight.operation) + " is still to " + (flight.writes ? "write" : "read"));
       flight.reported = true;
       protect(flight);
     }

@@ -12,7 +12,7 @@ namespace {
 
 using Time = std::chrono::steady_clock;
 
-std::condition_variable& changed = *new std::condition_variable;
+std::condition_variable_any& changed = *new std::condition_variable_any;
 Time::time_point last_progress;
 unsigned waiting = 0;
 

@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
-#include <unistd.h>
 
 #include "access.h"
 #include "memory.h"
@@ -22,16 +21,9 @@ void set_all(int protection) {
 
 struct sigaction next_handler;
 
-// The thread that faults may be the one that holds the lock.
-Lock lock_if_possible() {
-  Lock held(lock_for_faults(), std::defer_lock);
-  for (int tries = 0; tries < 1000 && !held.try_lock(); ++tries) usleep(1000);
-  return held;
-}
-
 bool handled(const void* pointer, bool is_write) {
-  const Lock held = lock_if_possible();
-  const Allocation* allocation = held ? find_allocation(pointer) : nullptr;
+  const Lock held = lock_unless_mine();
+  const Allocation* allocation = find_allocation(pointer);
   if (!allocation) return false;
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
   const bool freed = !allocation->freed.empty(), inside = address < allocation->end();

@@ -10,7 +10,7 @@
 namespace hipsim {
 namespace {
 
-std::mutex& mutex = *new std::mutex;
+Mutex& mutex = *new Mutex;
 std::vector<Queue*>& queues = *new std::vector<Queue*>;
 thread_local Operation* running = nullptr;
 
@@ -86,7 +86,7 @@ void work(Queue& queue) {
 }  // namespace
 
 Lock lock() { return Lock(mutex); }
-std::mutex& lock_for_faults() { return mutex; }
+Lock lock_unless_mine() { return mutex.mine() ? Lock() : lock(); }
 
 Clock& host_clock() {
   static Clock& clock = *new Clock;

@@ -1,6 +1,6 @@
 // Streams as queues of operations, and how they run in the three modes.
 #pragma once
-#include <condition_variable>
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -48,10 +48,29 @@ struct Queue {
   std::vector<int> capture_after;  // nodes that the next one waits for
 };
 
+// A mutex that knows whether it is this thread's.
+class Mutex {
+ public:
+  void lock() {
+    mutex_.lock();
+    owner_ = std::this_thread::get_id();
+  }
+  void unlock() {
+    owner_ = std::thread::id();
+    mutex_.unlock();
+  }
+  bool mine() const { return owner_ == std::this_thread::get_id(); }
+
+ private:
+  std::mutex mutex_;
+  std::atomic<std::thread::id> owner_{std::thread::id()};
+};
+
 // Held by every function that touches queues, events, memory or graphs; released while an operation runs.
-using Lock = std::unique_lock<std::mutex>;
+using Lock = std::unique_lock<Mutex>;
 Lock lock();
-std::mutex& lock_for_faults();
+// For a handler of faults, whose thread may hold the lock already: empty then.
+Lock lock_unless_mine();
 
 // What the host knows to be complete.  One clock for the whole process: hand-overs between its threads are not seen.
 Clock& host_clock();

@@ -1,6 +1,5 @@
 // The race detector: for every range of memory, who wrote it last and who has read it since.
 #include <map>
-#include <set>
 #include <vector>
 
 #include "access.h"
@@ -53,11 +52,11 @@ std::string missing_edge(const Past& earlier, const Operation& later) {
 }
 
 void report(const char* kind, const Past& earlier, const Operation& later, std::uintptr_t start, std::uintptr_t end) {
-  static std::set<std::string>& said = *new std::set<std::string>;
-  if (!said.insert(kind + earlier.name + earlier.queue->name + later.task.name + later.queue->name).second) return;
-  found("race", std::string(kind) + ": " + describe(later) + ", and before it " + earlier.name +
-                    format(" (call %llu) on ", static_cast<unsigned long long>(earlier.call)) +
-                    describe(*earlier.queue) + ": " + describe_range(start, end) + "; " + missing_edge(earlier, later));
+  found("race",
+        std::string(kind) + ": " + describe(later) + ", and before it " + earlier.name +
+            format(" (call %llu) on ", static_cast<unsigned long long>(earlier.call)) + describe(*earlier.queue) +
+            ": " + describe_range(start, end) + "; " + missing_edge(earlier, later),
+        kind + earlier.name + earlier.queue->name + later.task.name + later.queue->name);
 }
 
 void check_segment(const Operation& operation, std::uintptr_t start, Segment& segment, bool writes) {

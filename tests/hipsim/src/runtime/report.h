@@ -22,8 +22,8 @@ std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
 // Writes an object of the call log: {"number": .., ...}.
 void write_log(const std::string& fields);
 std::string quote(const std::string& text);
-// A finding whose text is ready.
-void found(const std::string& kind, const std::string& text);
+// A finding whose text is ready; of those with one key only the first counts, until the program takes it.
+void found(const std::string& kind, const std::string& text, const std::string& key = "");
 // Like made(), with words about the object for the report.
 void made(const char* kind, const void* object, const std::string& details);
 
