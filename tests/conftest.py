@@ -1,8 +1,16 @@
 """What every test shares. Tools this machine lacks may skip a test, but not where ROCLINE_FORBID_SKIPS is set (CI)."""
 
+import fcntl
 import os
+import signal
 
 import pytest
+
+
+def pytest_configure():
+    # A job in the background ignores Ctrl-C, and so would every command that a test starts and interrupts.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -29,6 +37,13 @@ def smollm2(tmp_path_factory):
 def _exported(recipe, tmp_path_factory):
     from rocline.export import export_model
 
-    out = tmp_path_factory.mktemp(recipe) / recipe
-    export_model(recipe, out)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the workers' own folders are in it
+    out = folder / "exported" / recipe
+    out.parent.mkdir(exist_ok=True)
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            export_model(recipe, out)
     return out
