@@ -70,9 +70,8 @@ def _run(lines: Sequence[str], model: Path, scenario: str, mode: str, *, log: bo
         [sys.executable, PROGRAMS / "faults.py", model, scenario],
         mode,
         log=log,
-        timeout=1500,
+        timeout=3600,
         text="\n".join([*lines, ""]),
-        HIPSIM_HANG_S=20,
     )
     assert done.status in (0, FINDINGS), done.errors
     return done, [json.loads(line) for line in done.output.splitlines()]

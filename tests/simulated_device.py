@@ -79,7 +79,7 @@ def run(
     mode: str = "sync",
     *,
     log: bool = False,
-    timeout: float = 120,
+    timeout: float = 900,
     text: str = "",
     **settings: object,
 ) -> Finished:
@@ -89,7 +89,7 @@ def run(
         command: the program and its arguments.
         mode: how streams run.
         log: whether to keep a call log.
-        timeout: seconds, after which the test fails.
+        timeout: seconds, after which the test fails: for what hangs, not for what is slow on a busy machine.
         text: its standard input.
         settings: more variables, as ``HIPSIM_FAIL="hipMalloc:1:2"``.
     """

@@ -25,7 +25,8 @@ import rocline
 import rocline.runtime.devices
 import rocline.runtime.io_binding
 
-PATIENCE = 60
+PATIENCE = 600
+"""Seconds for one piece of work, far more than it takes on a busy machine; a wait for the device ends sooner by itself."""
 SIZE = 8
 
 

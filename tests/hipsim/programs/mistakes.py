@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 
 from device import D2H, SIZE, attempt, call, copy, event, fill, make, malloc, pinned, record, stream, synchronize, wait
@@ -75,9 +76,12 @@ def reads_beyond_pinned_memory() -> None:
 
 
 def waits_for_ever() -> None:
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: time.sleep(1000))
+    running = threading.Event()
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: (running.set(), time.sleep(1000)))
     s = stream()
     call("hipLaunchHostFunc", s, function, 0)
+    if os.environ["HIPSIM_MODE"] == "threaded":
+        running.wait()
     synchronize(s)
 
 
