@@ -1,5 +1,6 @@
 """Devices, streams, events and buffers: one interface for AMD GPUs (HIP), NVIDIA GPUs (CUDA) and the host."""
 
+import os
 import threading
 from functools import cache
 
@@ -47,6 +48,12 @@ _LOADING = threading.Lock()
 
 @cache
 def _load(kind: str) -> Driver:
+    made = _new(kind)
+    os.register_at_fork(after_in_child=made.forked)
+    return made
+
+
+def _new(kind: str) -> Driver:
     if kind == "cpu":
         from rocline.runtime.devices.host import HostDriver
 

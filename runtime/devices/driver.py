@@ -39,6 +39,10 @@ class Driver(ABC):
         self.lock = threading.RLock()
         self.handovers = 0
 
+    def forked(self) -> None:
+        """Called in a forked process at once: the thread that may have held the lock does not exist there."""
+        self.lock = threading.RLock()
+
     @abstractmethod
     def on(self, device_id: int) -> AbstractContextManager[None]:
         """Makes a device this thread's current one for a block, and afterwards the one that was."""

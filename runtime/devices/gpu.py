@@ -38,6 +38,12 @@ class GpuDriver(Driver):
         kinds = getattr(bindings, f"{prefix}MemcpyKind")
         self._kinds = {direction: kinds(direction.value) for direction in Direction}
 
+    def forked(self) -> None:
+        """Lets every call fail from now on: the runtime does not live on in a forked process, and may wait for ever."""
+        super().forked()
+        self._bindings = _Forked(self.kind)
+        self._calls.clear()
+
     @contextlib.contextmanager
     def on(self, device_id: int) -> Iterator[None]:
         """Makes a device current for this thread, and afterwards the one that was."""
@@ -228,3 +234,16 @@ class GpuDriver(Driver):
     def _forget_error(self) -> None:
         """Clears the thread's last error, which ONNX Runtime, asking after its own launches, would take for its own."""
         self._function("GetLastError")()
+
+
+class _Forked:
+    """In place of a runtime's bindings in a forked process."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        raise DeviceError(
+            f"{name}: {self._kind} was in use before this process was forked, and is of no use in it: start processes "
+            "by 'spawn', or open devices in the child only"
+        )

@@ -127,6 +127,17 @@ def test_a_call_that_the_library_lacks(driver, bindings, call):
         CALLS[call](driver)
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_a_forked_process_calls_nothing(driver, bindings, call):
+    driver.kind = "hip"
+    CALLS[call](driver)
+    bindings.calls.clear()
+    driver.forked()
+    with pytest.raises(DeviceError, match=r"^hip\w+: hip was in use before this process was forked"):
+        CALLS[call](driver)
+    assert bindings.calls == []
+
+
 @pytest.mark.parametrize("call", ["hipMalloc", "hipHostMalloc"])
 def test_out_of_memory(driver, bindings, call):
     bindings.results[call] = (Status.memory, None)
