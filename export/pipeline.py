@@ -186,7 +186,7 @@ def _trace(
     target = request.target
     opset = request.opset or min(optimum_export.default_opset(model, task), target.max_opset)
     decodes = task == "text-generation" and not model.config.is_encoder_decoder
-    refused = []
+    refused, told = [], len(notes)
     if decodes and request.cache == "static":
         try:
             file, done = static_decoder.export(
@@ -197,7 +197,10 @@ def _trace(
             head = ", and no sampling head" if request.sampling_head else ""
             notes.append(f"cache 'growing' instead of 'static'{head}: {reason}")
             refused.append(static_decoder.refusal(reason))
-    files = optimum_export.trace(model, task, folder, opset=opset)
+    try:
+        files = optimum_export.trace(model, task, folder, opset=opset)
+    except ExportError as error:
+        raise ExportError("; ".join([str(error), *notes[told:]])) from error
     if decodes:
         fused = {file.name: fitting.Fused(tuple(refused), fusion_report.count_nodes(file)) for file in files}
     else:

@@ -1,8 +1,11 @@
 """The marker operators in NumPy, so that a marked graph runs before it is lowered."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import static_decoding
 from onnx.defs import OpSchema
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -89,3 +92,18 @@ def evaluator(path: Path) -> ReferenceEvaluator:
     return ReferenceEvaluator(
         str(path), new_ops=[RmsNorm, RotaryTable, Rotary, CacheAppend, Attention, Activation, LastToken]
     )
+
+
+def deviation(model: Any, path: Path) -> dict[str, float]:
+    """Returns how far a marked graph's logits are from PyTorch's, as `static_decoding.deviation` does."""
+    runner = evaluator(path)
+    caches = {
+        value.name: (value.type.tensor_type.shape.dim[1].dim_value, value.type.tensor_type.shape.dim[3].dim_value)
+        for value in onnx.load(path).graph.input
+        if value.name.startswith("past_key_values")
+    }
+
+    def run(feeds: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(runner.output_names, runner.run(None, feeds), strict=True))
+
+    return static_decoding.deviation(model, run, caches)

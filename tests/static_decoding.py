@@ -1,10 +1,13 @@
 """Decodes in a graph with a static cache, in every way that rows can come, beside PyTorch's own numbers."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+import rocline
 
 Arrays = dict[str, Any]
 
@@ -62,6 +65,14 @@ def deviation(
                     error = float(np.abs(outputs["logits"][row, 0].astype(np.float32) - reference[row][place]).max())
                     found[label] = max(found.get(label, 0.0), error)
     return found
+
+
+def session_deviation(model: Any, folder: Path) -> dict[str, float]:
+    """Returns the same of a model folder, run on the CPU."""
+    with rocline.Session(folder, providers=["CPUExecutionProvider"]) as session:
+        past = [value for value in session.inputs if value.name.startswith("past_key_values")]
+        caches = {value.name: (value.shape[1], value.shape[3]) for value in past}
+        return deviation(model, session.run, caches, past[0].dtype)
 
 
 def _feeds(tokens: list[Any], widths: list[int]) -> Iterator[tuple[str, Any, Any]]:

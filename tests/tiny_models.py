@@ -26,6 +26,9 @@ _DECODER = {
     "intermediate_size": 64,
     "max_position_embeddings": 256,
 }
+GROUPED = {**_DECODER, "num_key_value_heads": 2}
+"""Sizes that most decoder-only architectures name alike."""
+
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": (
         "text-generation",
@@ -67,13 +70,12 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-_GROUPED = {**_DECODER, "num_key_value_heads": 2}
-_WIDE_HEADS = {**_GROUPED, "head_dim": 16}
+_WIDE_HEADS = {**GROUPED, "head_dim": 16}
 _DECODER_CONFIGS: dict[str, dict[str, Any]] = {
     "llama3": {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        **_GROUPED,
+        **GROUPED,
         # Waves of each of the three kinds that the scaling tells apart.
         "rope_scaling": {
             "rope_type": "llama3",
@@ -93,17 +95,17 @@ _DECODER_CONFIGS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 1.5,
     },
-    "phi3": {"architectures": ["Phi3ForCausalLM"], **_GROUPED, "sliding_window": 6},
+    "phi3": {"architectures": ["Phi3ForCausalLM"], **GROUPED, "sliding_window": 6},
     "granite": {
         "architectures": ["GraniteForCausalLM"],
-        **_GROUPED,
+        **GROUPED,
         "attention_multiplier": 0.2,
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.5,
         "logits_scaling": 2.0,
     },
-    "olmo2": {"architectures": ["Olmo2ForCausalLM"], **_GROUPED},
-    "smollm3": {"architectures": ["SmolLM3ForCausalLM"], **_GROUPED, "no_rope_layers": [1, 0]},
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"], **GROUPED},
+    "smollm3": {"architectures": ["SmolLM3ForCausalLM"], **GROUPED, "no_rope_layers": [1, 0]},
     "opt": {
         "architectures": ["OPTForCausalLM"],
         "hidden_size": 32,
@@ -113,7 +115,7 @@ _DECODER_CONFIGS: dict[str, dict[str, Any]] = {
         "ffn_dim": 64,
         "max_position_embeddings": 256,
     },
-    "cohere": {"architectures": ["CohereForCausalLM"], **_GROUPED, "logit_scale": 0.25},
+    "cohere": {"architectures": ["CohereForCausalLM"], **GROUPED, "logit_scale": 0.25},
     "gpt_neox": {"architectures": ["GPTNeoXForCausalLM"], **_DECODER, "rotary_pct": 0.5},
 }
 

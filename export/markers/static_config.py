@@ -11,6 +11,8 @@ from rocline.export.markers.seams import Seams
 # The sizes to trace with; none equals another, so that a size baked into the graph shows.
 _BATCH, _TOKENS, _CAPACITY = 2, 5, 11
 _FIRST = 3
+POSITIONS = _FIRST + _TOKENS
+"""How many positions a model must have to be traced."""
 _ROWS = {0: "batch_size", 1: "sequence_length"}
 _BUFFER = {0: "batch_size", 2: "capacity"}
 

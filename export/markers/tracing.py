@@ -1,7 +1,8 @@
 """From a PyTorch decoder to an ONNX graph with markers and a cache of fixed size."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -63,6 +64,8 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise Refused(f"{type(model).__name__}: its config has no max_position_embeddings, so no capacity is known")
+    if positions < static_config.POSITIONS:
+        raise Refused(f"{type(model).__name__}: has {positions} positions, tracing takes {static_config.POSITIONS}")
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise Refused(f"{type(model).__name__}: takes no position_ids")
     from optimum.exporters.onnx import export_models
@@ -74,13 +77,16 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
             reference, layers = _reference(model)
             base = optimum_export.optimum_config(model, _TASK)
             config = static_config.make(base, seams, layers, lambda patched: _rehearse(patched, reference, layers))
-            export_models(
-                {"model": (model, config)},
-                folder,
-                opset=opset,
-                output_names=[path.name],
-                disable_dynamic_axes_fix=True,
-            )
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                export_models(
+                    {"model": (model, config)},
+                    folder,
+                    opset=opset,
+                    output_names=[path.name],
+                    disable_dynamic_axes_fix=True,
+                )
+        _check_decisions(caught)
         marked = guard.check(path, len(layers))
     except BaseException as error:
         path.unlink(missing_ok=True)
@@ -90,6 +96,20 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
         # Whatever a seam was used for that the markers do not know surfaces as an error of the marked model.
         raise Refused(f"{type(model).__name__} does not run with markers: {one_line(error)}") from error
     return MarkedGraph(path, MappingProxyType(dict(marked)), tuple(seams.unmarked), positions)
+
+
+def _check_decisions(caught: Iterable[warnings.WarningMessage]) -> None:
+    """Raises Refused if the model decided anything by a tensor's value: on other values it may decide otherwise."""
+    # A cache layer asks whether its buffers are empty, and the seams for sizes that do not change.
+    harmless = (Path(__file__).parent, Path(seam("transformers.cache_utils", "__file__")))
+    for warning in caught:
+        place = Path(warning.filename)
+        decides = warning.category.__name__ == "TracerWarning" and "Converting a tensor" in str(warning.message)
+        if decides and place not in harmless and place.parent not in harmless:
+            raise Refused(
+                f"{place.name}:{warning.lineno} lets Python decide by a tensor's value: a traced graph keeps the one "
+                "answer that it was traced with"
+            )
 
 
 def _rows(model: Any) -> list[torch.Tensor]:

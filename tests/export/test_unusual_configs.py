@@ -45,6 +45,15 @@ def test_a_decoder_with_cross_attention_that_is_not_used(tmp_path):
     assert "its cache has a layer of class EncoderDecoderCache, expected DynamicLayer" in manifest.notes[0]
 
 
+def test_where_neither_graph_can_be_had_both_reasons_are_given(tmp_path):
+    config = {"model_type": "phi", "architectures": ["PhiForCausalLM"], **tiny_models.GROUPED, "qk_layernorm": True}
+    random_models.build(config, 0, tmp_path / "source")
+    with pytest.raises(
+        ExportError, match="Optimum could not export .*; cache 'growing' instead of 'static': no operator"
+    ):
+        export_model(tmp_path / "source", tmp_path / "out")
+
+
 def test_a_layer_that_keeps_nothing_in_the_cache(tmp_path, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 

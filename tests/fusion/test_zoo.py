@@ -5,20 +5,11 @@ import static_decoding
 import tiny_models
 from transformers import AutoModelForCausalLM
 
-import rocline
 from rocline.export import export_model, random_models
 from rocline.export.quiet import quiet
 
 # Absolute; the largest logits are near 4.
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1}
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 256,
-}
 
 
 def cases():
@@ -37,13 +28,7 @@ def test_a_static_export_gives_pytorchs_numbers(tmp_path, kind, dtype):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "source").eval()
     manifest = export_model(tmp_path / "source", tmp_path / "out", dtype=dtype)
     assert manifest.cache == "static"
-    caches = {
-        value.name: (value.shape[1], value.shape[3])
-        for value in manifest.models["model.onnx"].inputs
-        if value.name.startswith("past_key_values")
-    }
-    with rocline.Session(tmp_path / "out", providers=["CPUExecutionProvider"]) as session:
-        found = static_decoding.deviation(model, session.run, caches, session.inputs[-1].dtype)
+    found = static_decoding.session_deviation(model, tmp_path / "out")
     assert sorted(found) == ["chunked prefill", "decode after chunked prefill", "decode after prefill", "prefill"]
     assert max(found.values()) <= TOLERANCES[dtype], found
 
@@ -57,7 +42,7 @@ def test_a_static_export_gives_pytorchs_numbers(tmp_path, kind, dtype):
     ],
 )
 def test_a_refused_architecture_keeps_its_growing_cache_and_its_numbers(tmp_path, kind, architecture, reason):
-    config = {"model_type": kind, "architectures": [architecture], **SIZES}
+    config = {"model_type": kind, "architectures": [architecture], **tiny_models.GROUPED}
     if kind == "gptj":
         config["rotary_dim"] = 4
     if kind == "gpt_oss":
