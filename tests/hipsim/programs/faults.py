@@ -26,7 +26,7 @@ import rocline.runtime.devices
 import rocline.runtime.io_binding
 
 PATIENCE = 600
-"""Seconds for one piece of work, far more than it takes on a busy machine; a wait for the device ends sooner by itself."""
+"""Seconds for one piece of work, far more than a busy machine takes; a wait for the device ends sooner by itself."""
 SIZE = 8
 
 

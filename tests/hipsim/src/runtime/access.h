@@ -18,10 +18,11 @@ void protect_new(void* start, std::size_t bytes);
 // From now on a fault on memory that hipsim made is a finding.
 void watch_faults();
 
-// flights.cc: the same for pinned memory, from the time that work on it is queued until it is done.
-void flight_queued(const Operation& operation);
-void flight_runs(const Operation& operation);
-void flight_landed(const Operation& operation);
+// flights.cc: the same for pinned memory, from the time that work on it is queued until the host knows that it is done.
+void flight_queued(const OperationPtr& operation);
+void flight_runs(const Operation& operation, bool running);
+// The host has learned something.
+void flights_known();
 // Reports a fault of the host on pinned memory if work in flight forbids it; true where the program may go on.
 bool excuse_fault(std::uintptr_t address, bool is_write);
 

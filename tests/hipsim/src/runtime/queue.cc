@@ -20,7 +20,7 @@ void run_first(Lock& held, Queue& queue) {
   queue.busy = true;
   const bool permitted = check_accesses(*operation);
   open_memory();
-  flight_runs(*operation);
+  flight_runs(*operation, true);
   held.unlock();
   if (permitted && operation->task.body) {
     running = operation.get();
@@ -29,7 +29,7 @@ void run_first(Lock& held, Queue& queue) {
   }
   held.lock();
   close_memory();
-  flight_landed(*operation);
+  flight_runs(*operation, false);
   queue.waiting.pop_front();
   queue.busy = false;
   operation->done = true;
@@ -60,6 +60,12 @@ void run_until(Lock& held, const OperationPtr& wanted) {
     else
       run_first(held, queue);
   }
+}
+
+// From now on the host knows that an operation is done.
+void learn(const Operation& operation) {
+  host_clock().join(operation.clock);
+  flights_known();
 }
 
 // Threaded mode: one of these for each stream.
@@ -146,7 +152,7 @@ OperationPtr push(Lock& held, Queue& queue, Task task, const Push& options) {
   operation->clock = queue.clock;
   queue.waiting.push_back(operation);
   queue.last = operation;
-  flight_queued(*operation);
+  flight_queued(operation);
   if (settings().mode == Mode::sync) run_until(held, operation);
   if (settings().mode == Mode::threaded) {
     if (!queue.started) {
@@ -166,7 +172,7 @@ void wait(Lock& held, const OperationPtr& operation) {
   } else {
     run_until(held, operation);
   }
-  host_clock().join(operation->clock);
+  learn(*operation);
 }
 
 void wait_queue(Lock& held, Queue& queue) {
@@ -183,7 +189,7 @@ void wait_device(Lock& held) {
 
 bool poll(Lock& held, const OperationPtr& operation) {
   if (!operation || operation->done) {
-    if (operation) host_clock().join(operation->clock);
+    if (operation) learn(*operation);
     return true;
   }
   if (settings().mode != Mode::threaded) {
