@@ -1,5 +1,6 @@
 """What of a session a binding works with."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,6 @@ from rocline.runtime.inputs import InputCheck
 from rocline.runtime.manifest import TensorSpec
 from rocline.runtime.ort_binding import Arena, read_on_host
 from rocline.runtime.startup import Lane
-from rocline.runtime.turns import Turn
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,7 +28,7 @@ class Bindable:
         check: checks inputs.
         lane: the device and the stream.
         host: where inputs are kept that the model reads on the host; the same lane if all is on the host.
-        turn: who runs.
+        turn: the right to work with the session (see `rocline.runtime.turns`).
         run_options: onnxruntime.RunOptions with which a run only queues; None on the host.
         graph_capture: whether a binding captures unless told otherwise.
         uncapturable: why no run of the session can be captured; None if it can be tried.
@@ -44,7 +44,7 @@ class Bindable:
     check: InputCheck
     lane: Lane
     host: Lane
-    turn: Turn
+    turn: "threading.RLock"
     run_options: Any
     graph_capture: bool
     uncapturable: str | None

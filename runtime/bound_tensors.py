@@ -1,6 +1,6 @@
 """What may be bound to a model's inputs and outputs: shapes and dtypes, buffers of the binding's own, and overlaps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,3 +138,27 @@ def _overlap(first: Buffer, second: Buffer) -> bool:
     if not first.device.same_as(second.device):
         return False
     return first.pointer < second.pointer + second.nbytes and second.pointer < first.pointer + first.nbytes
+
+
+class Lent(Mapping[str, Buffer]):
+    """A binding's inputs or outputs by name.
+
+    Args:
+        names: their names.
+        get: gives one.
+    """
+
+    def __init__(self, names: Mapping[str, Any], get: Callable[[str], Buffer]) -> None:
+        self._names, self._get = names, get
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self._get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

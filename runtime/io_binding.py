@@ -9,8 +9,9 @@
 On the CPU the same calls work on the host's memory, and a run is done when it returns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rocline.runtime import capture as graphs
 from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import (
     AUTOMATIC,
+    Lent,
     buffer_dtype,
     check_output,
     check_overlaps,
@@ -29,7 +31,6 @@ from rocline.runtime.bound_tensors import (
     wanted_outputs,
 )
 from rocline.runtime.devices import Buffer, Event
-from rocline.runtime.manifest import TensorSpec
 from rocline.runtime.ort_binding import OrtBinding
 from rocline.runtime.ort_log import LOGGER, essence
 from rocline.runtime.turns import alone
@@ -42,8 +43,8 @@ class Binding:
     in order, and where another stream used a buffer, the device waits for that. Work that neither a `Buffer` nor DLPack
     knows of is ordered by ``ready`` before a run and `Stream.record` after it.
 
-    The binding keeps its buffers' memory; what `inputs` and `outputs` give is closed with it. It is closed by `close`,
-    at the end of a ``with`` block, or with its session.
+    The binding keeps its buffers' memory, whoever closes what `inputs` and `outputs` give, which is closed with it. It
+    is closed by `close`, at the end of a ``with`` block, or with its session.
 
     Attributes:
         captured: whether runs replay a captured graph.
@@ -67,6 +68,7 @@ class Binding:
         self._driver = self._device.driver
         self._inputs: dict[str, Buffer] = {}
         self._outputs: dict[str, Buffer] = {}
+        self._lent: dict[Buffer, Buffer] = {}
         self._wanted = wanted_outputs(session.outputs, outputs)
         self._dynamic: tuple[str, ...] = ()
         self._computed = self._renewed = False
@@ -78,8 +80,7 @@ class Binding:
         self._run_ort, self._io, self._options = session.ort.run_with_iobinding, self._ort.io, session.run_options
         try:
             self._wait(ready)
-            self._bind_inputs(inputs)
-            self._bind_outputs()
+            self._bind(inputs)
             self.uncaptured = self._obstacle(session.graph_capture if capture is None else capture)
             self._try_capture = not self.uncaptured
             self.captured = False
@@ -93,12 +94,12 @@ class Binding:
 
         Those that the model reads on the host, whatever the device, are in the host's memory.
         """
-        return MappingProxyType(self._inputs)
+        return Lent(self._inputs, self._input)
 
     @property
-    def outputs(self) -> "Outputs":
+    def outputs(self) -> Mapping[str, Buffer]:
         """The bound outputs by name; those that ONNX Runtime allocates exist from the first run on, anew after each."""
-        return Outputs(self)
+        return Lent(self._wanted, self._output)
 
     def run(self, *, ready: "Event | Iterable[Event] | None" = None) -> None:
         """Queues one run on the session's stream and returns; on the CPU it is done by then.
@@ -127,8 +128,11 @@ class Binding:
             DeviceError: something that was queued failed.
             RoclineError: the binding is closed.
         """
-        self._check_open()
-        self._stream.synchronize()
+        with ExitStack() as until_done:
+            with self._turn:
+                self._check_open()
+                until_done.enter_context(self._session.lane.held())
+            self._stream.synchronize()
 
     def set_inputs(self, inputs: Mapping[str, Any], *, ready: "Event | Iterable[Event] | None" = None) -> None:
         """Binds other tensors to some inputs from the next run on: outputs that ONNX Runtime allocated, for one.
@@ -143,13 +147,13 @@ class Binding:
             InputError: an input is unknown, or dtype or shape do not fit; nothing changes then.
             RoclineError: the binding is closed, or captured: then only what its buffers hold can change.
         """
-        self._check_open()
-        if self.captured or self._try_capture:
-            raise RoclineError(f"{self._path}: inputs {', '.join(inputs)}: the runs are captured, write to the buffers")
-        self._wait(ready)
         with self._turn:
-            self._bind_inputs(inputs)
-            self._bind_outputs()
+            self._check_open()
+            if self.captured or self._try_capture:
+                names = ", ".join(inputs)
+                raise RoclineError(f"{self._path}: inputs {names}: the runs are captured, write to the buffers")
+            self._wait(ready)
+            self._bind(inputs)
 
     def close(self) -> None:
         """Lets go of the buffers, in the order of the stream: what is queued goes on. A second call does nothing."""
@@ -157,12 +161,12 @@ class Binding:
             if self.closed:
                 return
             self.closed = True
-        self._ort.close()
-        # What is closed may be kept for long, and must not keep ONNX Runtime's session, which needs the stream.
-        del self._owner, self._session, self._run_ort, self._io
-        for buffer in (*self._inputs.values(), *self._outputs.values()):
-            buffer.close()
-        self._drop_graph()
+            self._ort.close()
+            # What is closed may be kept for long, and must not keep ONNX Runtime's session, which needs the stream.
+            del self._owner, self._session, self._run_ort, self._io
+            for buffer in (*self._inputs.values(), *self._outputs.values()):
+                self._let_go(buffer)
+            self._drop_graph()
 
     def __del__(self) -> None:
         # Buffers look after themselves.
@@ -180,21 +184,47 @@ class Binding:
     def __repr__(self) -> str:
         return f"binding of {self._path}"
 
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The bound outputs."""
-        return tuple(self._wanted)
+    def _input(self, name: str) -> Buffer:
+        """Returns one input's buffer; see `inputs`."""
+        with self._turn:
+            self._check_open()
+            if name not in self._inputs:
+                raise InputError(f"input '{name}': not bound, only {', '.join(self._inputs)}")
+            return self._lend(self._inputs[name])
 
-    def output(self, name: str) -> Buffer:
+    def _output(self, name: str) -> Buffer:
         """Returns one output's buffer; see `outputs`."""
-        self._check_open()
-        if name not in self._wanted:
-            raise InputError(f"output '{name}': not bound, only {', '.join(self._wanted)}")
-        if name not in self._outputs:
-            if not self._computed:
-                raise RoclineError(f"{self._path}: output '{name}': ONNX Runtime allocates it in run()")
-            self._take_outputs()
-        return self._outputs[name]
+        with self._turn:
+            self._check_open()
+            if name not in self._wanted:
+                raise InputError(f"output '{name}': not bound, only {', '.join(self._wanted)}")
+            if name not in self._outputs:
+                if not self._computed:
+                    raise RoclineError(f"{self._path}: output '{name}': ONNX Runtime allocates it in run()")
+                self._take_outputs()
+            buffer = self._outputs[name]
+            # ONNX Runtime keeps the memory of its own, until it is replaced.
+            return buffer if name in self._dynamic else self._lend(buffer)
+
+    def _lend(self, buffer: Buffer) -> Buffer:
+        """Returns a view of a buffer that a run uses: whoever closes it leaves the buffer as it is."""
+        lent = self._lent.get(buffer)
+        if lent is None or lent.closed:
+            lent = self._lent[buffer] = buffer.view(buffer.shape)
+        return lent
+
+    def _keep(self, bound: dict[str, Buffer], name: str, buffer: Buffer) -> None:
+        """Puts a buffer, which ONNX Runtime has now, in the place of another."""
+        replaced = bound.get(name)
+        bound[name] = buffer
+        if replaced is not None:
+            self._let_go(replaced)
+
+    def _let_go(self, buffer: Buffer) -> None:
+        lent = self._lent.pop(buffer, None)
+        if lent is not None:
+            lent.close()
+        buffer.close()
 
     def _take_outputs(self) -> None:
         values = self._ort.outputs(self._wanted)
@@ -297,80 +327,79 @@ class Binding:
         self.uncaptured = reason
         LOGGER.warning("%s: runs are not captured as a graph: %s", self._path, reason)
 
-    def _bind_inputs(self, given: Mapping[str, Any]) -> None:
-        """Binds what is given, and at first also what the model fixes the shape of."""
-        session = self._session
-        made: dict[str, Buffer] = {}
+    def _bind(self, given: Mapping[str, Any]) -> None:
+        """Binds inputs, and the outputs that are not bound yet or of another shape than the inputs' ask for now.
+
+        What does not fit is refused before anything changes.
+        """
+        made: list[Buffer] = []
         try:
-            for name, value in given.items():
-                spec = session.inputs.get(name)
-                if spec is None:
-                    raise InputError(f"input '{name}': unknown, the model takes {', '.join(session.inputs)}")
-                made[name] = self._input(spec, value)
-            if not self._inputs:
-                for name in session.check.required:
-                    shape = session.inputs[name].shape
-                    if name not in made and all(isinstance(size, int) for size in shape):
-                        made[name] = self._input(session.inputs[name], shape)
-            bound = {**self._inputs, **made}
-            session.check({name: stand_in(buffer.shape, buffer.dtype) for name, buffer in bound.items()})
+            inputs = {**self._inputs, **self._made_inputs(given, made)}
+            outputs = self._made_outputs(inputs, made)
+            check_overlaps(inputs, outputs)
         except BaseException:
-            for buffer in made.values():
+            for buffer in made:
                 buffer.close()
             raise
-        for name, buffer in made.items():
-            self._ort.bind_input(name, buffer)
-            if name in self._inputs:
-                self._inputs[name].close()
-            self._inputs[name] = buffer
+        for name, buffer in inputs.items():
+            if self._inputs.get(name) is not buffer:
+                self._ort.bind_input(name, buffer)
+                self._keep(self._inputs, name, buffer)
+        for name in self._dynamic:
+            # Who holds the last run's outputs keeps them.
+            self._outputs.pop(name, None)
+        # In this order, by which ONNX Runtime tells them apart.
+        for name in self._wanted:
+            if name not in outputs:
+                self._ort.bind_new([name])
+            elif self._outputs.get(name) is not outputs[name]:
+                self._ort.bind_output(name, outputs[name])
+                self._keep(self._outputs, name, outputs[name])
+        self._dynamic = tuple(name for name in self._wanted if name not in outputs)
+        self._renewed, self._computed = True, False
         self._handovers = -1
 
-    def _input(self, spec: TensorSpec, value: Any) -> Buffer:
-        """Returns a buffer of the binding's own for an input."""
-        lane = self._session.host if spec.name in self._session.on_host else self._session.lane
-        if isinstance(value, np.ndarray):
-            buffer_dtype(spec)
-            return lane.device.upload(value, stream=lane.stream)
-        return own_buffer(f"input '{spec.name}'", spec, value, lane)
+    def _made_inputs(self, given: Mapping[str, Any], made: list[Buffer]) -> dict[str, Buffer]:
+        """Returns new buffers for what is given, and at first also for what the model fixes the shape of."""
+        session = self._session
+        inputs: dict[str, Buffer] = {}
+        wanted = dict(given)
+        if not self._inputs:
+            for name in session.check.required:
+                shape = session.inputs[name].shape
+                if name not in wanted and all(isinstance(size, int) for size in shape):
+                    wanted[name] = shape
+        for name, value in wanted.items():
+            spec = session.inputs.get(name)
+            if spec is None:
+                raise InputError(f"input '{name}': unknown, the model takes {', '.join(session.inputs)}")
+            lane = session.host if name in session.on_host else session.lane
+            if isinstance(value, np.ndarray):
+                buffer_dtype(spec)
+                buffer = lane.device.upload(value, stream=lane.stream)
+            else:
+                buffer = own_buffer(f"input '{name}'", spec, value, lane)
+            inputs[name] = buffer
+            made.append(buffer)
+        bound = {**self._inputs, **inputs}
+        session.check({name: stand_in(buffer.shape, buffer.dtype) for name, buffer in bound.items()})
+        return inputs
 
-    def _bind_outputs(self) -> None:
-        """Binds what is not bound yet, or of another shape than the inputs' shapes ask for now."""
-        session, dynamic = self._session, []
-        shapes = {name: buffer.shape for name, buffer in self._inputs.items()}
+    def _made_outputs(self, inputs: Mapping[str, Buffer], made: list[Buffer]) -> dict[str, Buffer]:
+        """Returns the outputs' buffers for these inputs, old or new; none for those that ONNX Runtime allocates."""
+        session, outputs = self._session, {}
+        shapes = {name: buffer.shape for name, buffer in inputs.items()}
         for name, wanted in self._wanted.items():
             spec, where = session.outputs[name], f"output '{name}'"
             buffer_dtype(spec)
             shape = None if wanted is None else infer_shape(spec, session.inputs, shapes)
             value = shape if wanted is AUTOMATIC else wanted
-            bound = self._outputs.get(name)
             if value is None:
-                dynamic.append(name)
-                self._outputs.pop(name, None)
-                self._ort.bind_new([name])
-            elif bound is None or (wanted is AUTOMATIC and bound.shape != shape):
+                continue
+            buffer = None if name in self._dynamic else self._outputs.get(name)
+            if buffer is None or (wanted is AUTOMATIC and buffer.shape != shape):
                 buffer = own_buffer(where, spec, value, session.lane)
-                self._outputs[name] = buffer
-                if bound is not None:
-                    bound.close()
-                check_output(where, spec, shape, buffer)
-                self._ort.bind_output(name, buffer)
-        self._renewed, self._computed = True, False
-        self._dynamic = tuple(dynamic)
-        check_overlaps(self._inputs, self._outputs)
-        self._handovers = -1
-
-
-class Outputs(Mapping[str, Buffer]):
-    """A binding's outputs by name."""
-
-    def __init__(self, binding: Binding) -> None:
-        self._binding = binding
-
-    def __getitem__(self, name: str) -> Buffer:
-        return self._binding.output(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._binding.output_names)
-
-    def __len__(self) -> int:
-        return len(self._binding.output_names)
+                made.append(buffer)
+            check_output(where, spec, shape, buffer)
+            outputs[name] = buffer
+        return outputs

@@ -25,7 +25,7 @@ from rocline.runtime.ort_session import Plan, run_options
 from rocline.runtime.providers import CPU, resolve
 from rocline.runtime.report import Report
 from rocline.runtime.startup import Lane, start
-from rocline.runtime.turns import Turn
+from rocline.runtime.turns import new_turn
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -105,7 +105,7 @@ class Session:
         probes = [probe.probe(row, built_in, libraries, device_id=device_id) for row in requested]
         shared = stream.stream if isinstance(stream, Session) else stream
         plan = Plan(files.onnx, outline, checked, widen=False)
-        self._turn = Turn()
+        self._turn = new_turn()
         with self._turn:
             started = start(plan, probes, device_id, shared, strict=strict)
         session: onnxruntime.InferenceSession = started.ort
@@ -151,9 +151,7 @@ class Session:
         Raises:
             RoclineError: this session is closed.
         """
-        self._check_open()
-        assert self._ort is not None
-        return self._ort
+        return self._opened()
 
     @property
     def device(self) -> "Device":
@@ -203,10 +201,10 @@ class Session:
             RoclineError: this session is closed.
         """
         with self._turn:
-            bindable = self._bindable
-        binding = Binding(self, bindable, inputs or {}, outputs, ready, capture)
-        self._bindings.add(binding)
-        return binding
+            self._opened()
+            binding = Binding(self, self._bindable, inputs or {}, outputs, ready, capture)
+            self._bindings.add(binding)
+            return binding
 
     @cached_property
     def _bindable(self) -> Bindable:
@@ -248,7 +246,7 @@ class Session:
             InputError: an input is missing, unknown, or has the wrong dtype, rank or dimensions; an output is unknown.
             RoclineError: the run failed, or the session is closed.
         """
-        session = self._ort or self.ort
+        session = self._opened()
         self._check(inputs)
         names = self._output_names if outputs is None else self._wanted(outputs)
         if self._in_buffers:
@@ -257,6 +255,7 @@ class Session:
             if self._lane is not None:
                 # What no buffer holds, as strings; ONNX Runtime waits at the end of such a run.
                 with self._turn:
+                    self._opened()
                     values = session.run(names, inputs, run_options(wait=True))
             elif self._bfloat16:
                 from rocline.runtime import bfloat16
@@ -265,41 +264,48 @@ class Session:
             else:
                 values = session.run(names, inputs)
         except Exception as error:
+            # Another thread may have closed the session just before ONNX Runtime was called.
+            self._opened()
             raise RoclineError(f"{self._path}: run failed: {essence(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def _run_bound(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        """Runs on the session's stream; the only wait is for the outputs."""
-        with self.bind(inputs, dict.fromkeys(names), capture=False) as bound, contextlib.ExitStack() as copies:
-            bound.run()
-            fetched = [copies.enter_context(bound.outputs[name].fetch()) for name in names]
+        """Runs on the session's stream; the only wait is for the outputs, and it holds nobody up."""
+        with contextlib.ExitStack() as until_read:
+            with self._turn:
+                until_read.enter_context(self._open_lane().held())
+                bound = until_read.enter_context(self.bind(inputs, dict.fromkeys(names), capture=False))
+                bound.run()
+                fetched = [until_read.enter_context(bound.outputs[name].fetch()) for name in names]
             return {name: copy.view().copy() for name, copy in zip(names, fetched, strict=True)}
 
     def close(self) -> None:
         """Waits for what is queued, closes every binding, and frees the model; a second call does nothing.
 
-        The session's own stream, and every buffer on `device`, is closed with the last session that uses it.
+        Other threads' runs that began are waited for, later ones are refused. The session's own stream, and every
+        buffer on `device`, is closed with the last session that uses it.
 
         Raises:
             DeviceError: work that was still queued failed.
         """
         if getattr(self, "_ort", None) is None:
             return
-        with contextlib.ExitStack() as last_first:
+        with self._turn, contextlib.ExitStack() as last_first:
+            session, self._ort = self._ort, None
+            if session is None:
+                return
             for lane in (self._lane, self._host):
                 if lane is not None:
                     last_first.callback(lane.leave)
-            last_first.callback(self._free)
+            last_first.callback(self._free, session)
             for binding in list(self._bindings):
                 last_first.callback(binding.close)
             if self._lane is not None and not self._lane.stream.closed:
                 self._lane.stream.synchronize()
 
-    def _free(self) -> None:
+    def _free(self, session: "onnxruntime.InferenceSession") -> None:
         """Drops ONNX Runtime's session, which uses the stream until it is gone: no closed binding may keep it."""
-        if self._ort is not None:
-            ort_session.free(self._ort)
-        self._ort = None
+        ort_session.free(session)
         bindable = self.__dict__.pop("_bindable", None)
         if bindable is not None:
             bindable.arena.close()
@@ -318,15 +324,17 @@ class Session:
         self.close()
 
     def _open_lane(self) -> Lane:
-        self._check_open()
+        self._opened()
         lane = self._lane or self._host
         if lane is None:
             lane = self._host = Lane.open("cpu", 0)
         return lane
 
-    def _check_open(self) -> None:
-        if self._ort is None:
+    def _opened(self) -> "onnxruntime.InferenceSession":
+        session = self._ort
+        if session is None:
             raise RoclineError(f"{self._path}: the session is closed")
+        return session
 
     def _wanted(self, outputs: Sequence[str]) -> list[str]:
         known = ", ".join(self._output_names)

@@ -2,7 +2,8 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from rocline.runtime.probe import Probe
 from rocline.runtime.providers import CPU, Provider
 from rocline.runtime.report import Fallback
 
-_sharing = threading.Lock()
+# Reentrant: the collector may drop a session, which leaves its lane, in the midst of a count.
+_sharing = threading.RLock()
 _lanes: "weakref.WeakKeyDictionary[Stream, Lane]" = weakref.WeakKeyDictionary()
 
 
@@ -57,6 +59,16 @@ class Lane:
             else:
                 lane._sessions += 1
             return lane
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the device and the stream open while the block runs, as another session would."""
+        with _sharing:
+            self._sessions += 1
+        try:
+            yield
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """Lets go; with the last session goes the stream, and the device with all its buffers, if made for them.

@@ -1,8 +1,9 @@
 """Who may use a device when: one thread at a time in a session, and nobody else while a graph is captured.
 
-A session queues on one stream and has one BLAS handle, so its runs take turns. Allocations, which ONNX Runtime's
-arenas make during runs and while a session is created, would break another thread's graph capture: a capture therefore
-takes the turns of all sessions, and the lock under which `rocline.runtime.devices` allocates.
+A session queues on one stream and has one BLAS handle, so its runs take turns, and binding and closing with them.
+Allocations, which ONNX Runtime's arenas make during runs and while a session is created, would break another thread's
+graph capture: a capture therefore takes the turns of all sessions, and the lock under which `rocline.runtime.devices`
+allocates.
 """
 
 import gc
@@ -14,25 +15,19 @@ from contextlib import ExitStack, contextmanager
 from rocline.runtime.devices.driver import Driver
 
 _registry = threading.Lock()
-_turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
+_turns: "weakref.WeakSet[threading.RLock]" = weakref.WeakSet()
 
 
-class Turn:
-    """The right to work with one session; a context manager that one thread at a time gets through.
+def new_turn() -> "threading.RLock":
+    """Returns the right to work with a new session; waits for the end of a capture that is under way.
 
-    Made while a graph is being captured, it waits for that to end.
+    It is Python's own lock and no class around one, in whose ``__enter__`` Ctrl-C could come between taking the lock
+    and the block that gives it back.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        with _registry:
-            _turns.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    turn = threading.RLock()
+    with _registry:
+        _turns.add(turn)
+    return turn
 
 
 @contextmanager
@@ -42,11 +37,12 @@ def alone(driver: Driver) -> Iterator[None]:
     The caller must hold no turn.
     """
     with ExitStack() as stack:
+        # First, so that one capture leaves the collector off until the next has turned it off.
+        stack.enter_context(_registry)
         # A session that the collector finds would be closed in this very thread, in the midst of the block.
         if gc.isenabled():
             gc.disable()
             stack.callback(gc.enable)
-        stack.enter_context(_registry)
         # Always in the same order, so that two captures cannot wait for each other.
         for turn in sorted(_turns, key=id):
             stack.enter_context(turn)

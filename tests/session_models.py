@@ -34,6 +34,15 @@ def chain():
     return _product_and_sum("x", seed=1)
 
 
+def chain_and_strings():
+    """The same with strings s [k], which no buffer can hold, passed on as ``said``."""
+    proto = chain()
+    proto.graph.node.append(helper.make_node("Identity", ["s"], ["said"]))
+    for values, name in ((proto.graph.input, "s"), (proto.graph.output, "said")):
+        values.append(helper.make_tensor_value_info(name, small_models.STRING, ["k"]))
+    return proto
+
+
 def rotation():
     """y = (t + t) * 0.5 with t = x @ w, which turns x: a long ring of it shows every step that is missing."""
     return _product_and_sum("t", seed=4)

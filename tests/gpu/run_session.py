@@ -25,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_ops
+import session_bench
 import session_models as models
 import session_programs
 import small_models
@@ -43,7 +44,7 @@ def lag(stream):
 
 def programs_of_the_simulated_device(bench):
     for program in session_programs.PROGRAMS.values():
-        own = session_programs.Bench("cuda", bench.folder)
+        own = session_bench.Bench("cuda", bench.folder)
         try:
             program(own)
         finally:
@@ -53,7 +54,7 @@ def programs_of_the_simulated_device(bench):
 
 def _ring(bench, **options):
     session = bench.session(models.rotation(), **options)
-    return session, session.bind({"x": session_programs.random(8, 32)})
+    return session, session.bind({"x": session_bench.random(8, 32)})
 
 
 def _stepwise(bench, steps):
@@ -97,7 +98,7 @@ def a_ring_of_captured_runs(bench):
         assert first.captured, first.uncaptured
     bound.run()
     assert bound.captured, bound.uncaptured
-    bound.inputs["x"].copy_from(session_programs.random(8, 32), stream=session.stream)
+    bound.inputs["x"].copy_from(session_bench.random(8, 32), stream=session.stream)
     got, cost = _queued(session, bound, STEPS)
     assert got.tobytes() == wanted.tobytes(), "replayed steps differ from eager ones"
     return f"{STEPS} replays bit-equal to the stepwise run; the host spends {cost:.1f} us a step, launch and copy"
@@ -128,7 +129,7 @@ def overhead_over_onnxruntime(bench):
     """The same buffers, session and run options, called through a binding and through ONNX Runtime alone, in turn."""
     found, failed = [], []
     for name, proto, feeds in (
-        ("2 nodes, 1 input", models.chain(), {"x": session_programs.random(8, 32)}),
+        ("2 nodes, 1 input", models.chain(), {"x": session_bench.random(8, 32)}),
         ("64 nodes, 64 inputs", _identities(64), {f"x{index}": np.ones((1, 8), np.float32) for index in range(64)}),
         ("an encoder", models.encoder(), {"input_ids": np.ones((2, 9), int), "attention_mask": np.ones((2, 9), int)}),
     ):
@@ -187,7 +188,7 @@ def memory_does_not_grow(bench):
     session, bound = _ring(bench)
     dynamic = bench.session(models.reshape())
     new = dynamic.bind({"x": (4, 8), "shape": np.array([8, 4])})
-    feeds = {"x": session_programs.random(3, 32)}
+    feeds = {"x": session_bench.random(3, 32)}
 
     def cycle(turn):
         bound.run()
@@ -218,9 +219,9 @@ def resident_kib():
 def decoding(bench):
     """A small decoder with its cache in place."""
     path = bench.save(models.decoder())
-    wanted = session_programs.decode(bench.cpu(path))
+    wanted = session_bench.decode(bench.cpu(path))
     for options in ({}, {"graph_capture": True}):
-        session_programs.close_to(session_programs.decode(bench.session(path, options=options)), wanted)
+        session_bench.close_to(session_bench.decode(bench.session(path, options=options)), wanted)
     return "equal to the CPU, eager and captured"
 
 
@@ -249,7 +250,7 @@ def main():
         for check in CHECKS:
             if arguments.only and check.__name__ not in arguments.only:
                 continue
-            bench = session_programs.Bench("cuda", Path(folder))
+            bench = session_bench.Bench("cuda", Path(folder))
             try:
                 found[check.__name__] = check(bench)
                 print(f"passed  {check.__name__}: {found[check.__name__]}", flush=True)

@@ -1,7 +1,9 @@
 """A capture is alone: runs, new sessions and allocations of other threads wait for its end, and go on then."""
 
 import gc
+import signal
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import small_models
 
 import rocline
 from rocline.runtime.devices import open_device
-from rocline.runtime.turns import Turn, alone
+from rocline.runtime.turns import alone, new_turn
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def waits(action, device):
 
 
 def test_runs_wait(device):
-    turn = Turn()
+    turn = new_turn()
 
     def run():
         with turn:
@@ -58,7 +60,7 @@ def test_new_sessions_wait(device, tmp_path):
 
 
 def test_a_run_that_began_is_waited_for(device):
-    turn, order = Turn(), []
+    turn, order = new_turn(), []
     running, may_end = threading.Event(), threading.Event()
 
     def run():
@@ -84,7 +86,7 @@ def test_a_run_that_began_is_waited_for(device):
 
 
 def test_two_captures_take_turns(device):
-    turns, inside, most = [Turn() for _ in range(5)], [], []
+    turns, inside, most = [new_turn() for _ in range(5)], [], []
 
     def capture():
         for _ in range(50):
@@ -119,3 +121,52 @@ def test_nothing_is_collected_meanwhile(device):
             assert gc.isenabled() == enabled
         finally:
             gc.enable()
+
+
+def test_a_capture_that_waited_for_another_is_not_collected_either(device):
+    off = []
+
+    def capture():
+        with alone(device.driver):
+            off.append(not gc.isenabled())
+
+    thread = threading.Thread(target=capture)
+    with alone(device.driver):
+        thread.start()
+        thread.join(0.2)
+        assert off == []
+    thread.join(10)
+    assert off == [True]
+    assert gc.isenabled()
+
+
+def test_an_interrupt_leaves_no_turn_taken():
+    """Ctrl-C may come at any moment."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupt
+
+    def free():
+        found = turn.acquire(timeout=5)
+        free_again.append(found)
+        if found:
+            turn.release()
+
+    turn, free_again = new_turn(), []
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(500):
+            with suppress(Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + number % 20))
+                while True:
+                    with turn:
+                        pass
+            thread = threading.Thread(target=free)
+            thread.start()
+            thread.join()
+            assert free_again[-1], "it was never given back"
+    finally:
+        signal.signal(signal.SIGALRM, before)
