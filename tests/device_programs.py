@@ -18,7 +18,7 @@ import numpy as np
 
 from rocline import DeviceError, DeviceMemoryError
 from rocline.runtime.devices import open_device
-from rocline.runtime.devices.buffer import HostCopy
+from rocline.runtime.devices.host_copy import HostCopy
 from rocline.runtime.devices.pool import Pool
 from rocline.runtime.devices.staging import Staging
 from rocline.runtime.devices.storage import Storage

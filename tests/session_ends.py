@@ -10,7 +10,7 @@ from session_bench import both, close_to, program, random
 
 import rocline
 from rocline import RoclineError
-from rocline.runtime.devices.buffer import HostCopy
+from rocline.runtime.devices.host_copy import HostCopy
 
 
 def replaced(owner, name, replacement):

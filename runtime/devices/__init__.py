@@ -5,9 +5,10 @@ import threading
 from functools import cache
 
 from rocline.errors import DeviceError
-from rocline.runtime.devices.buffer import Buffer, HostCopy
+from rocline.runtime.devices.buffer import Buffer
 from rocline.runtime.devices.device import Device, MemoryInfo
 from rocline.runtime.devices.driver import Driver
+from rocline.runtime.devices.host_copy import HostCopy
 from rocline.runtime.devices.pool import Statistics
 from rocline.runtime.devices.streams import Event, Stream
 

@@ -1,28 +1,23 @@
 """Buffer: a tensor in a device's memory that knows which streams it was used on, so that no use of it can be a race."""
 
-import ctypes
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rocline.errors import DeviceError
 from rocline.runtime.devices import dlpack
 from rocline.runtime.devices.closing import Closing
-from rocline.runtime.devices.device import Device
 from rocline.runtime.devices.driver import Direction
 from rocline.runtime.devices.dtypes import DType, checked_dtype, checked_shape
+from rocline.runtime.devices.host_copy import Array, HostCopy, host_bytes
 from rocline.runtime.devices.staging import CHUNK
 from rocline.runtime.devices.storage import Storage
-from rocline.runtime.devices.streams import Stream
 
-Array = np.ndarray[Any, Any]
-
-# NumPy's and ctypes' own ways to an array at an address keep a type for each length, for ever.
-_VIEW = ctypes.pythonapi.PyMemoryView_FromMemory
-_VIEW.restype, _VIEW.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_PYBUF_WRITE = 0x200
+if TYPE_CHECKING:
+    from rocline.runtime.devices.device import Device
+    from rocline.runtime.devices.streams import Stream
 
 
 class Buffer(Closing):
@@ -41,7 +36,7 @@ class Buffer(Closing):
         nbytes: its size in bytes.
     """
 
-    def __init__(self, storage: Storage, shape: Sequence[int], dtype: DType, stream: Stream) -> None:
+    def __init__(self, storage: Storage, shape: Sequence[int], dtype: DType, stream: "Stream") -> None:
         self.device, self.stream, self.shape, self.dtype = storage.device, stream, tuple(shape), dtype
         self.nbytes = math.prod(self.shape) * dtype.itemsize
         self.storage = storage
@@ -59,7 +54,7 @@ class Buffer(Closing):
         return self.storage.pointer
 
     @property
-    def latest(self) -> Stream:
+    def latest(self) -> "Stream":
         """The stream of the last write, or the buffer's own if that is closed."""
         writer = self.storage.writer
         return self.stream if writer is None or writer.closed else writer
@@ -79,12 +74,12 @@ class Buffer(Closing):
         self.check_open()
         if not self.device.driver.host_memory:
             raise DeviceError(f"{self}: the host cannot see this memory; numpy() copies it")
-        array = _host_bytes(self.storage.pointer, self.nbytes).view(self.dtype).reshape(self.shape)
+        array = host_bytes(self.storage.pointer, self.nbytes).view(self.dtype).reshape(self.shape)
         if self.read_only:
             array.flags.writeable = False
         return array
 
-    def use(self, stream: Stream, *, write: bool = False) -> None:
+    def use(self, stream: "Stream", *, write: bool = False) -> None:
         """Announces work on this buffer that something else queues on ``stream`` next.
 
         Lets ``stream`` wait for what that work must not overtake; costs no call of the runtime where the stream stays
@@ -108,7 +103,7 @@ class Buffer(Closing):
             raise DeviceError(f"{self}: used on {stream}, which is {misfit}")
         self.storage.use(stream, write)
 
-    def copy_from(self, source: "Buffer | Array", *, stream: Stream) -> None:
+    def copy_from(self, source: "Buffer | Array", *, stream: "Stream") -> None:
         """Queues a copy of ``source``'s contents into this buffer on ``stream``.
 
         ``source`` is a buffer of this device or of the host, or a NumPy array; host memory is read before this
@@ -135,7 +130,7 @@ class Buffer(Closing):
         else:
             self._upload(np.ascontiguousarray(source).reshape(-1).view(np.uint8), stream)
 
-    def copy_to(self, target: "Buffer | Array", *, stream: Stream) -> None:
+    def copy_to(self, target: "Buffer | Array", *, stream: "Stream") -> None:
         """Copies the contents to ``target``: queued on ``stream`` for a buffer of this device, else waiting for it.
 
         Raises:
@@ -150,7 +145,7 @@ class Buffer(Closing):
         with self.fetch(stream=stream) as copy:
             np.copyto(target, copy.view().reshape(target.shape))
 
-    def fill(self, byte: int, *, stream: Stream) -> None:
+    def fill(self, byte: int, *, stream: "Stream") -> None:
         """Queues setting every byte to ``byte``, 0 to 255, on ``stream``."""
         if not 0 <= byte <= 255:
             raise DeviceError(f"fill: {byte}, expected a byte from 0 to 255")
@@ -158,7 +153,7 @@ class Buffer(Closing):
             self.use(stream, write=True)
             self.device.driver.fill(self.storage.pointer, byte, self.nbytes, stream.handle)
 
-    def fetch(self, *, stream: Stream | None = None) -> "HostCopy":
+    def fetch(self, *, stream: "Stream | None" = None) -> "HostCopy":
         """Queues a copy to the host and returns at once; `HostCopy.numpy` waits for it.
 
         Args:
@@ -167,7 +162,7 @@ class Buffer(Closing):
         self.check_open()
         return HostCopy(self, stream or self.latest)
 
-    def numpy(self, *, stream: Stream | None = None) -> Array:
+    def numpy(self, *, stream: "Stream | None" = None) -> Array:
         """Returns a copy of the contents as they are after all that ``stream`` has queued; waits for that.
 
         Args:
@@ -233,7 +228,7 @@ class Buffer(Closing):
         self.closed = True
         self.storage.let_go()
 
-    def _copy_on_device(self, source: "Buffer", stream: Stream) -> None:
+    def _copy_on_device(self, source: "Buffer", stream: "Stream") -> None:
         target, begin = self.pointer, source.pointer
         if target != begin and abs(target - begin) < self.nbytes:
             raise DeviceError(f"copy_from: {source} and {self} overlap, by all but {abs(target - begin):,} bytes")
@@ -243,14 +238,14 @@ class Buffer(Closing):
             if target != begin:
                 self.device.driver.copy(target, begin, self.nbytes, Direction.ON_DEVICE, stream.handle)
 
-    def _upload(self, source: Array, stream: Stream) -> None:
+    def _upload(self, source: Array, stream: "Stream") -> None:
         staging, driver = self.device.staging, self.device.driver
         # Refused before anything is pinned.
         self.use(stream, write=True)
         for start in range(0, self.nbytes, CHUNK):
             piece = source[start : start + CHUNK]
             with staging.lend(piece.nbytes, stream) as pinned:
-                _host_bytes(pinned, piece.nbytes)[:] = piece
+                host_bytes(pinned, piece.nbytes)[:] = piece
                 with stream.queueing():
                     self.use(stream, write=True)
                     driver.copy(self.storage.pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
@@ -263,60 +258,7 @@ class Buffer(Closing):
             )
 
 
-class HostCopy(Closing):
-    """A copy of a buffer on its way to the host; `Buffer.fetch` makes them.
-
-    Attributes:
-        shape: sizes of the axes.
-        dtype: NumPy's dtype.
-    """
-
-    def __init__(self, buffer: Buffer, stream: Stream) -> None:
-        self.shape, self.dtype, self._nbytes = buffer.shape, buffer.dtype, buffer.nbytes
-        # Refused before anything is pinned.
-        buffer.use(stream)
-        driver, self._staging = buffer.device.driver, buffer.device.staging
-        self._block = self._staging.take(self._nbytes)
-        try:
-            with stream.queueing():
-                buffer.use(stream)
-                driver.copy(self._block[0], buffer.pointer, self._nbytes, Direction.TO_HOST, stream.handle)
-        except BaseException:
-            self._staging.give_back(self._block, self._staging.mark(self._block, stream))
-            raise
-        self._event = self._staging.mark(self._block, stream)
-        self.closed = False
-        buffer.device.close_with(self)
-
-    def __repr__(self) -> str:
-        return f"copy of {self.dtype.name} {self.shape}"
-
-    @property
-    def done(self) -> bool:
-        """Whether the copy has arrived; never waits."""
-        self.check_open()
-        return self._event.done
-
-    def view(self) -> Array:
-        """Waits for the copy and returns it in place: an array that is valid until this is closed."""
-        self.check_open()
-        self._event.synchronize()
-        return _host_bytes(self._block[0], self._nbytes).view(self.dtype).reshape(self.shape)
-
-    def numpy(self) -> Array:
-        """Waits for the copy, closes this, and returns an array of the caller's own."""
-        with self:
-            return self.view().copy()
-
-    def close(self) -> None:
-        """Gives the memory back, for use when the copy is done; a second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        self._staging.give_back(self._block, self._event)
-
-
-def allocate(device: Device, shape: int | Sequence[int], dtype: Any, stream: Stream) -> Buffer:
+def allocate(device: "Device", shape: int | Sequence[int], dtype: Any, stream: "Stream") -> Buffer:
     """Returns a buffer from the device's pool; see `Device.allocate`."""
     made_shape, made_dtype = checked_shape(shape), checked_dtype(dtype)
     if misfit := device.misfit(stream):
@@ -334,7 +276,7 @@ def allocate(device: Device, shape: int | Sequence[int], dtype: Any, stream: Str
     return Buffer(Storage(device, block.pointer, nbytes, stream, release), made_shape, made_dtype, stream)
 
 
-def wrap(device: Device, array: Array) -> Buffer:
+def wrap(device: "Device", array: Array) -> Buffer:
     """Returns a buffer on an array's memory; see `Device.wrap`."""
     if not device.driver.host_memory:
         raise DeviceError(f"wrap: {device} cannot use the host's memory; upload() copies an array")
@@ -347,9 +289,3 @@ def wrap(device: Device, array: Array) -> Buffer:
         device, array.ctypes.data, array.nbytes, stream, lambda _: keep.clear(), read_only=not array.flags.writeable
     )
     return Buffer(storage, array.shape, dtype, stream)
-
-
-def _host_bytes(pointer: int, nbytes: int) -> Array:
-    """Returns host memory as bytes, without a copy."""
-    array: Array = np.asarray(_VIEW(pointer, nbytes, _PYBUF_WRITE))
-    return array

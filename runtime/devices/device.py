@@ -5,19 +5,18 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rocline.errors import DeviceError
+from rocline.runtime.devices import buffer, dlpack
+from rocline.runtime.devices.buffer import Buffer
 from rocline.runtime.devices.closing import Closing
 from rocline.runtime.devices.driver import Driver
 from rocline.runtime.devices.pool import Pool
 from rocline.runtime.devices.staging import Staging
 from rocline.runtime.devices.streams import Event, Stream
-
-if TYPE_CHECKING:
-    from rocline.runtime.devices.buffer import Buffer
 
 # The handle by which each thread names a stream of its own, in HIP as in CUDA.
 _PER_THREAD = 2
@@ -109,7 +108,7 @@ class Device(Closing):
 
     def allocate(
         self, shape: int | Sequence[int], dtype: Any = np.uint8, *, stream: Stream, zero: bool = False
-    ) -> "Buffer":
+    ) -> Buffer:
         """Returns a new buffer from the pool, for use on ``stream``; its contents are whatever was there.
 
         Args:
@@ -122,13 +121,11 @@ class Device(Closing):
             DeviceMemoryError: the device has not enough memory, or the pool's limit is reached.
             DeviceError: the device or ``stream`` is closed, or the dtype cannot be in a buffer.
         """
-        from rocline.runtime.devices import buffer
-
         self.check_open()
         made = buffer.allocate(self, shape, dtype, stream)
         return _filled(made, lambda: made.fill(0, stream=stream)) if zero else made
 
-    def upload(self, array: np.ndarray[Any, Any], *, stream: Stream) -> "Buffer":
+    def upload(self, array: np.ndarray[Any, Any], *, stream: Stream) -> Buffer:
         """Returns a new buffer with a copy of ``array``, queued on ``stream``.
 
         Raises:
@@ -137,18 +134,16 @@ class Device(Closing):
         made = self.allocate(array.shape, array.dtype, stream=stream)
         return _filled(made, lambda: made.copy_from(array, stream=stream))
 
-    def wrap(self, array: np.ndarray[Any, Any]) -> "Buffer":
+    def wrap(self, array: np.ndarray[Any, Any]) -> Buffer:
         """Returns a buffer on the array's own memory, which it keeps alive; only the host can.
 
         Raises:
             DeviceError: this is a GPU, or the array is not contiguous.
         """
-        from rocline.runtime.devices import buffer
-
         self.check_open()
         return buffer.wrap(self, array)
 
-    def from_dlpack(self, producer: Any, *, stream: Stream) -> "Buffer":
+    def from_dlpack(self, producer: Any, *, stream: Stream) -> Buffer:
         """Returns a buffer on the memory of another library's tensor, without a copy.
 
         The producer lets ``stream`` wait for its earlier work on the tensor; what it queues later has to be ordered by
@@ -161,8 +156,6 @@ class Device(Closing):
         Raises:
             DeviceError: it is on another device, not contiguous, or of a data type that a buffer cannot have.
         """
-        from rocline.runtime.devices import dlpack
-
         self.check_open()
         return dlpack.take(self, producer, stream)
 
@@ -234,7 +227,7 @@ class Device(Closing):
                 each.callback(self.driver.destroy_event, self._events.pop())
 
 
-def _filled(made: "Buffer", fill: Callable[[], None]) -> "Buffer":
+def _filled(made: Buffer, fill: Callable[[], None]) -> Buffer:
     """Returns a new buffer after filling it; closes it where that fails, since the traceback would keep it."""
     try:
         fill()

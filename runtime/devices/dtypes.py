@@ -1,7 +1,7 @@
 """Shapes and dtypes that a buffer can have."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -25,7 +25,7 @@ def checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
         DeviceError: a size is negative or no whole number.
     """
     try:
-        made = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+        made = tuple(map(operator.index, shape if hasattr(shape, "__iter__") else (shape,)))
     except TypeError:
         made = (-1,)
     if any(size < 0 for size in made):

@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rocline.runtime.devices.device import Device
-from rocline.runtime.devices.streams import Stream
+if TYPE_CHECKING:
+    from rocline.runtime.devices.device import Device
+    from rocline.runtime.devices.streams import Stream
 
 # Reentrant: the collector may drop a buffer, which counts too, in the midst of a count.
 _COUNTING = threading.RLock()
@@ -25,10 +27,10 @@ class Storage:
 
     def __init__(
         self,
-        device: Device,
+        device: "Device",
         pointer: int,
         nbytes: int,
-        stream: Stream | None,
+        stream: "Stream | None",
         release: "Callable[[Storage], None]",
         *,
         read_only: bool = False,
@@ -40,7 +42,7 @@ class Storage:
         self._release, self._holders = release, 0
 
     @property
-    def streams(self) -> set[Stream]:
+    def streams(self) -> "set[Stream]":
         """Every stream whose work may still use the memory."""
         return self.readers | ({self.writer} if self.writer is not None else set())
 
@@ -57,7 +59,7 @@ class Storage:
         if last:
             self._release(self)
 
-    def use(self, stream: Stream, write: bool) -> None:
+    def use(self, stream: "Stream", write: bool) -> None:
         """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it.
 
         Who queues work holds the driver's lock from here until it is queued, lest another stream wait for too little.

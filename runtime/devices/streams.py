@@ -26,6 +26,7 @@ class Stream(Closing):
 
     def __init__(self, device: "Device", handle: int, *, owned: bool) -> None:
         self.device, self.handle, self.owned = device, handle, owned
+        self._null = handle in _NULL and not device.driver.host_memory
         self.closed = False
         device.close_with(self)
 
@@ -52,7 +53,7 @@ class Stream(Closing):
 
         The null stream's handle means the current device's, which this one is for as long.
         """
-        return self._as_null() if self.handle in _NULL else self.device.driver.lock
+        return self._as_null() if self._null else self.device.driver.lock
 
     def record(self) -> "Event":
         """Returns an event that stands for all that was queued so far."""
@@ -104,7 +105,7 @@ class Stream(Closing):
                 driver.destroy_stream(self.handle)
 
     def _current(self) -> AbstractContextManager[None]:
-        return self.device.driver.on(self.device.device_id) if self.handle in _NULL else contextlib.nullcontext()
+        return self.device.driver.on(self.device.device_id) if self._null else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _as_null(self) -> Iterator[None]:
