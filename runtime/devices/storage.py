@@ -70,13 +70,14 @@ class Storage:
             return
         with self.device.driver.lock:
             self.device.driver.handovers += 1
-            if self.writer is not None and self.writer is not stream and stream not in self.readers:
+            # Also by a write of what has read it: the stream that wrote it may have read it since.
+            if self.writer is not None and self.writer is not stream:
                 stream.wait(self.writer)
             if write:
                 for reader in self.readers - {stream}:
                     stream.wait(reader)
                 self.writer = stream
                 self.readers.clear()
-            elif stream is not self.writer:
+            else:
                 # A closed stream was waited for; memory that is only ever read would collect them for ever.
                 self.readers = {reader for reader in self.readers if not reader.closed} | {stream}

@@ -58,6 +58,18 @@ def test_a_write_waits_for_all_readers(driver, device, streams):
         np.testing.assert_array_equal(copy.numpy(), np.arange(4.0))
 
 
+def test_a_reader_that_writes_waits_for_what_the_writer_read_since(driver, device, streams):
+    one, two, _ = streams
+    buffer, target = (device.upload(np.arange(4.0), stream=one) for _ in range(2))
+    buffer.use(two)
+    target.copy_from(buffer, stream=one)
+    driver.log.clear()
+    buffer.fill(0, stream=two)
+    assert edges(driver) == [(two.handle, one.handle)]
+    two.synchronize()
+    np.testing.assert_array_equal(target.numpy(), np.arange(4.0))
+
+
 def test_a_write_waits_for_the_write_of_another_stream(driver, device, streams):
     one, two, _ = streams
     buffer = device.allocate(8, stream=one)
