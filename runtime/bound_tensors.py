@@ -1,6 +1,6 @@
 """What may be bound to a model's inputs and outputs: shapes and dtypes, buffers of the binding's own, and overlaps."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,8 +115,10 @@ def check_output(where: str, spec: TensorSpec, shape: tuple[int, ...] | None, bu
         raise InputError(f"{where}: {buffer} is read-only")
 
 
-def check_overlaps(inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+def check_overlaps(inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], passed: Collection[str]) -> None:
     """Refuses outputs that share memory with each other, or a part of theirs with an input.
+
+    Those of ``passed``, which are copies of the input of that name made before the run, share none with another input.
 
     Raises:
         InputError: they do.
@@ -127,6 +129,8 @@ def check_overlaps(inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) 
             if _overlap(buffer, second):
                 raise InputError(f"outputs '{other}' and '{name}': bound to the same memory")
         for other, second in inputs.items():
+            if name in passed and name != other and _overlap(buffer, second):
+                raise InputError(f"output '{name}': is the input of that name, and shares memory with input '{other}'")
             same = buffer.pointer == second.pointer and buffer.nbytes == second.nbytes
             if not same and _overlap(buffer, second):
                 raise InputError(

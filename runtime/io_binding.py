@@ -14,20 +14,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from rocline.errors import InputError, RoclineError
 from rocline.runtime import capture as graphs
 from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import (
-    AUTOMATIC,
     Lent,
-    buffer_dtype,
-    check_output,
     check_overlaps,
-    infer_shape,
-    own_buffer,
-    stand_in,
     wanted_outputs,
 )
 from rocline.runtime.devices import Buffer, Event
@@ -70,6 +62,8 @@ class Binding:
         self._outputs: dict[str, Buffer] = {}
         self._lent: dict[Buffer, Buffer] = {}
         self._wanted = wanted_outputs(session.outputs, outputs)
+        self._asked: tuple[str, ...] = ()
+        self._passed: tuple[str, ...] = ()
         self._dynamic: tuple[str, ...] = ()
         self._computed = self._renewed = False
         self._arena = session.arena
@@ -227,7 +221,7 @@ class Binding:
         buffer.close()
 
     def _take_outputs(self) -> None:
-        values = self._ort.outputs(self._wanted)
+        values = self._ort.outputs(self._asked)
         for name in self._dynamic:
             self._outputs[name] = self._arena.wrap(values[name], self._session.outputs[name])
 
@@ -271,8 +265,12 @@ class Binding:
 
     def _queue(self) -> None:
         self._renewed = False
+        for name in self._passed:
+            if self._outputs[name].pointer != self._inputs[name].pointer:
+                self._outputs[name].copy_from(self._inputs[name], stream=self._stream)
         try:
-            self._run_ort(self._io, self._options)
+            if self._asked:
+                self._run_ort(self._io, self._options)
         except Exception as error:
             self._computed = False
             raise RoclineError(f"{self._path}: run failed: {essence(error)}") from error
@@ -334,9 +332,11 @@ class Binding:
         """
         made: list[Buffer] = []
         try:
-            inputs = {**self._inputs, **self._made_inputs(given, made)}
-            outputs = self._made_outputs(inputs, made)
-            check_overlaps(inputs, outputs)
+            inputs = self._session.bound_inputs(given, self._inputs, made)
+            kept = {name: buffer for name, buffer in self._outputs.items() if name not in self._dynamic}
+            outputs = self._session.bound_outputs(self._wanted, inputs, kept, made)
+            passed = tuple(name for name in self._wanted if name in inputs)
+            check_overlaps(inputs, outputs, passed)
         except BaseException:
             for buffer in made:
                 buffer.close()
@@ -353,53 +353,11 @@ class Binding:
             if name not in outputs:
                 self._ort.bind_new([name])
             elif self._outputs.get(name) is not outputs[name]:
-                self._ort.bind_output(name, outputs[name])
+                if name not in passed:
+                    self._ort.bind_output(name, outputs[name])
                 self._keep(self._outputs, name, outputs[name])
+        # An output that is an input itself ONNX Runtime never writes to the memory bound for it: it is copied here.
+        self._passed, self._asked = passed, tuple(name for name in self._wanted if name not in passed)
         self._dynamic = tuple(name for name in self._wanted if name not in outputs)
         self._renewed, self._computed = True, False
         self._handovers = -1
-
-    def _made_inputs(self, given: Mapping[str, Any], made: list[Buffer]) -> dict[str, Buffer]:
-        """Returns new buffers for what is given, and at first also for what the model fixes the shape of."""
-        session = self._session
-        inputs: dict[str, Buffer] = {}
-        wanted = dict(given)
-        if not self._inputs:
-            for name in session.check.required:
-                shape = session.inputs[name].shape
-                if name not in wanted and all(isinstance(size, int) for size in shape):
-                    wanted[name] = shape
-        for name, value in wanted.items():
-            spec = session.inputs.get(name)
-            if spec is None:
-                raise InputError(f"input '{name}': unknown, the model takes {', '.join(session.inputs)}")
-            lane = session.host if name in session.on_host else session.lane
-            if isinstance(value, np.ndarray):
-                buffer_dtype(spec)
-                buffer = lane.device.upload(value, stream=lane.stream)
-            else:
-                buffer = own_buffer(f"input '{name}'", spec, value, lane)
-            inputs[name] = buffer
-            made.append(buffer)
-        bound = {**self._inputs, **inputs}
-        session.check({name: stand_in(buffer.shape, buffer.dtype) for name, buffer in bound.items()})
-        return inputs
-
-    def _made_outputs(self, inputs: Mapping[str, Buffer], made: list[Buffer]) -> dict[str, Buffer]:
-        """Returns the outputs' buffers for these inputs, old or new; none for those that ONNX Runtime allocates."""
-        session, outputs = self._session, {}
-        shapes = {name: buffer.shape for name, buffer in inputs.items()}
-        for name, wanted in self._wanted.items():
-            spec, where = session.outputs[name], f"output '{name}'"
-            buffer_dtype(spec)
-            shape = None if wanted is None else infer_shape(spec, session.inputs, shapes)
-            value = shape if wanted is AUTOMATIC else wanted
-            if value is None:
-                continue
-            buffer = None if name in self._dynamic else self._outputs.get(name)
-            if buffer is None or (wanted is AUTOMATIC and buffer.shape != shape):
-                buffer = own_buffer(where, spec, value, session.lane)
-                made.append(buffer)
-            check_output(where, spec, shape, buffer)
-            outputs[name] = buffer
-        return outputs

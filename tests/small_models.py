@@ -53,6 +53,18 @@ def matmul(weights=None):
     )
 
 
+def successor():
+    """y = x + 1, with x and y [n] of the same symbol."""
+    one = helper.make_tensor("one", FLOAT, [1], [1])
+    return model([helper.make_node("Add", ["x", "one"], ["y"])], [("x", FLOAT, ["n"])], [("y", FLOAT, ["n"])], [one])
+
+
+def passed_on():
+    """y = -x; and x [n] itself is an output too."""
+    outputs = [("y", FLOAT, ["n"]), ("x", FLOAT, ["n"])]
+    return model([helper.make_node("Neg", ["x"], ["y"])], [("x", FLOAT, ["n"])], outputs)
+
+
 def with_external_data(folder, location="model.onnx.data"):
     """Writes `matmul` with its 48 bytes of weights in another file; returns the path of the model."""
     proto = matmul()
