@@ -11,7 +11,7 @@ import numpy as np
 from rocline.errors import InputError
 from rocline.runtime.bound_tensors import AUTOMATIC, buffer_dtype, check_output, infer_shape, own_buffer, stand_in
 from rocline.runtime.devices import Buffer
-from rocline.runtime.inputs import InputCheck
+from rocline.runtime.inputs import InputCheck, check_named
 from rocline.runtime.manifest import TensorSpec
 from rocline.runtime.ort_binding import Arena, read_on_host
 from rocline.runtime.startup import Lane
@@ -72,6 +72,7 @@ class Bindable:
             InputError: an input is unknown or missing, or dtype or shape do not fit.
             DeviceError: a buffer is closed or elsewhere, or the device is out of memory.
         """
+        check_named(given)
         wanted, inputs = dict(given), dict(bound)
         if not bound:
             for name in self.check.required:

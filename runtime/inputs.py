@@ -32,6 +32,7 @@ class InputCheck:
         Raises:
             InputError: one line with every problem.
         """
+        check_named(feeds)
         if not self._fit(feeds):
             raise InputError(self._explain(feeds))
 
@@ -47,7 +48,7 @@ class InputCheck:
             dtype, rank, fixed, symbols = plan
             exact = array.__class__ is np.ndarray and array.dtype is dtype
             # Rarer, and as good: a subclass of ndarray, an equal dtype that is another object, any kind of string.
-            if not exact and not (isinstance(array, np.ndarray) and _same_dtype(array.dtype, dtype)):
+            if not exact and not (isinstance(array, np.ndarray) and not _dtype_problem(array, dtype)):
                 return False
             shape = array.shape
             if len(shape) != rank and rank is not None:
@@ -77,8 +78,8 @@ class InputCheck:
             if not isinstance(array, np.ndarray):
                 problems.append(f"input '{name}': {type(array).__name__}, expected a NumPy array {_describe(spec)}")
                 continue
-            if not _same_dtype(array.dtype, dtype):
-                problems.append(f"input '{name}': dtype {array.dtype}, expected {spec.dtype}")
+            if wrong := _dtype_problem(array, dtype):
+                problems.append(f"input '{name}': {wrong}, expected {spec.dtype}")
             if rank is None:
                 continue
             if array.ndim != rank:
@@ -91,6 +92,7 @@ class InputCheck:
 
 
 _Plan = tuple[np.dtype[Any], int | None, tuple[tuple[int, int], ...], tuple[tuple[int, str], ...]]
+_STRING = np.dtype(str)
 _UNKNOWN_NAME: _Plan = (np.dtype(bool), None, (), ())
 
 
@@ -99,6 +101,9 @@ def _plan(spec: TensorSpec) -> _Plan | None:
     dtype = numpy_dtype(spec.dtype)
     if dtype is None:
         return None
+    if dtype.kind == "O":
+        # No array has this one, so that every array of strings is looked at.
+        dtype = _STRING
     if spec.shape == ANY_RANK:
         return dtype, None, (), ()
     fixed = tuple((axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int))
@@ -124,10 +129,29 @@ def numpy_dtype(name: str) -> np.dtype[Any] | None:
         return None
 
 
-def _same_dtype(dtype: np.dtype[Any], expected: np.dtype[Any]) -> bool:
-    if expected.kind == "O":
-        return dtype.kind in "OU"
-    return dtype == expected
+def check_named(tensors: Any) -> None:
+    """Refuses what holds no tensors by name.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    if not isinstance(tensors, (dict, Mapping)):
+        raise InputError(f"inputs: {type(tensors).__name__}, expected a mapping from names to tensors")
+
+
+def with_objects(feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the same with strings as objects: ONNX Runtime 1.22 ends one in another array at its first NUL."""
+    return {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in feeds.items()}
+
+
+def _dtype_problem(array: np.ndarray[Any, Any], expected: np.dtype[Any]) -> str:
+    """Says what ``array`` holds that is not ``expected``; nothing if it fits."""
+    dtype = array.dtype
+    if expected is _STRING and dtype.kind == "O":
+        # ONNX Runtime would take str() of anything.
+        return next((f"element {item!r}" for item in array.flat if not isinstance(item, str)), "")
+    fits = dtype.kind == "U" if expected is _STRING else dtype == expected
+    return "" if fits else f"dtype {dtype}"
 
 
 def _shape_problem(

@@ -138,7 +138,8 @@ class Binding:
             ready: events that the device waits for first.
 
         Raises:
-            InputError: an input is unknown, or dtype or shape do not fit; nothing changes then.
+            InputError: an input is unknown, or dtype or shape do not fit, those of outputs' buffers included; nothing
+                changes then.
             RoclineError: the binding is closed, or captured: then only what its buffers hold can change.
         """
         with self._turn:
@@ -235,7 +236,13 @@ class Binding:
             raise RoclineError(f"{self}: closed" if self.closed else f"{self}: the stream is closed")
 
     def _wait(self, ready: "Event | Iterable[Event] | None") -> None:
-        for event in () if ready is None else (ready,) if isinstance(ready, Event) else ready:
+        if ready is None:
+            return
+        events = tuple(ready) if isinstance(ready, Iterable) else (ready,)
+        for event in events:
+            if not isinstance(event, Event):
+                raise InputError(f"ready: {event!r}, expected an Event, or several")
+        for event in events:
             self._stream.wait(event)
 
     def _prepare(self) -> None:

@@ -10,10 +10,10 @@ from numbers import Integral
 from typing import Any
 
 from rocline.errors import InputError
-from rocline.runtime.providers import PROVIDERS, SESSION_SETS, SHARED_OPTIONS, OptionType, Provider
+from rocline.runtime.providers import COUNT, PROVIDERS, SESSION_SETS, SHARED_OPTIONS, OptionType, Provider
 
 SESSION_OPTIONS: Mapping[str, OptionType] = {
-    "threads": int,
+    "threads": COUNT,
     "memory_arena": bool,
     "graph_optimization": ("disable", "basic", "extended", "all"),
     "graph_capture": bool,
@@ -46,8 +46,10 @@ def check(options: Mapping[str, Any] | None, requested: Iterable[Provider], devi
         InputError: an option is unknown to the session and to the requested providers, has a wrong type or value, is
             the session's to set, or says what another one says too.
     """
-    if isinstance(device_id, bool) or not isinstance(device_id, int) or device_id < 0:
-        raise InputError(f"device_id: {device_id!r}, expected a whole number from 0")
+    if problem := _misfit(device_id, COUNT):
+        raise InputError(f"device_id: {problem}")
+    if not isinstance(options, Mapping | None):
+        raise InputError(f"options: {options!r}, expected a mapping from names to values")
     requested = tuple(requested)
     checked = Options()
     for provider in requested:
@@ -95,20 +97,26 @@ def parse(name: str, text: str) -> Any:
         raise InputError(_unknown(name, PROVIDERS.values()))
     if kind is bool and text.lower() in (*_TRUE, *_FALSE):
         return text.lower() in _TRUE
-    value = int(text) if kind is int and text.isascii() and text.isdecimal() else text
+    value = int(text) if isinstance(kind, range) and text.isascii() and text.isdecimal() else text
     _check_value(name, value, kind)
     return value
 
 
 def _check_value(name: str, value: Any, kind: OptionType) -> None:
+    if problem := _misfit(value, kind):
+        raise InputError(f"option '{name}': {problem}")
+
+
+def _misfit(value: Any, kind: OptionType) -> str:
+    """Says what ``value`` is and what was expected; nothing if it fits."""
     if isinstance(kind, tuple):
         fits, expected = value in kind, f"one of {', '.join(kind)}"
-    elif kind is int:
-        fits, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number from 0"
+    elif isinstance(kind, range):
+        fits = isinstance(value, int) and not isinstance(value, bool) and value in kind
+        expected = f"a whole number from {kind.start} to {kind.stop - 1}"
     else:
         fits, expected = isinstance(value, kind), "true or false" if kind is bool else "text"
-    if not fits:
-        raise InputError(f"option '{name}': {value!r}, expected {expected}")
+    return "" if fits else f"{value!r}, expected {expected}"
 
 
 def _unknown(name: str, providers: Iterable[Provider]) -> str:
@@ -123,6 +131,6 @@ def _unknown(name: str, providers: Iterable[Provider]) -> str:
     known = [*SESSION_OPTIONS, *(key for row in providers for key in (*row.shared, *row.options))]
     import difflib
 
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(str(name), known, 1)
     names = ", ".join(dict.fromkeys(known))
     return f"option '{name}': unknown" + (f", did you mean '{near[0]}'?" if near else f", expected one of {names}")

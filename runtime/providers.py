@@ -10,8 +10,13 @@ from rocline.errors import ProviderError
 if TYPE_CHECKING:
     from rocline.runtime.devices import Stream
 
-OptionType = type[bool] | type[int] | type[str] | tuple[str, ...]
-"""What an option takes: true or false, a whole number, text, or one of the names listed."""
+OptionType = type[bool] | range | type[str] | tuple[str, ...]
+"""What an option takes: true or false, a whole number of a range, text, or one of the names listed."""
+
+COUNT = range(1 << 31)
+"""Whole numbers that ONNX Runtime keeps in an ``int``."""
+BYTES = range(1 << 64)
+"""Whole numbers that it keeps in a ``size_t``."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Provider:
         return {**options, self.capture_option: "1"} if capture else options
 
 
-SHARED_OPTIONS: Mapping[str, OptionType] = MappingProxyType({"memory_limit": int, "tuning": bool})
+SHARED_OPTIONS: Mapping[str, OptionType] = MappingProxyType({"memory_limit": BYTES, "tuning": bool})
 """Options that several providers have under names of their own: bytes of GPU memory that ONNX Runtime may take for
 itself, and whether kernels are timed and chosen while the first runs go on."""
 
@@ -101,11 +106,11 @@ _ROWS = (
         # ONNX Runtime's Python API calls HIP memory "cuda" too, and rejects "hip" and "rocm".
         device="cuda",
         options={
-            "gpu_mem_limit": int,
+            "gpu_mem_limit": BYTES,
             "arena_extend_strategy": _ARENA,
             "tunable_op_enable": bool,
             "tunable_op_tuning_enable": bool,
-            "tunable_op_max_tuning_duration_ms": int,
+            "tunable_op_max_tuning_duration_ms": COUNT,
             "miopen_conv_exhaustive_search": bool,
             "miopen_conv_use_max_workspace": bool,
         },
@@ -131,7 +136,7 @@ _ROWS = (
             "migraphx_int8_use_native_calibration_table": bool,
             "migraphx_model_cache_dir": str,
             "migraphx_exhaustive_tune": bool,
-            "migraphx_mem_limit": int,
+            "migraphx_mem_limit": BYTES,
             "migraphx_arena_extend_strategy": _ARENA,
         },
         shared={"memory_limit": ("migraphx_mem_limit",), "tuning": ("migraphx_exhaustive_tune",)},
@@ -147,19 +152,19 @@ _ROWS = (
         vendor="nvidia",
         device="cuda",
         options={
-            "gpu_mem_limit": int,
+            "gpu_mem_limit": BYTES,
             "arena_extend_strategy": _ARENA,
             "use_tf32": bool,
             "prefer_nhwc": bool,
             "fuse_conv_bias": bool,
-            "sdpa_kernel": int,
+            "sdpa_kernel": COUNT,
             "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
             "cudnn_conv_use_max_workspace": bool,
             "cudnn_conv1d_pad_to_nc1d": bool,
             "enable_skip_layer_norm_strict_mode": bool,
             "tunable_op_enable": bool,
             "tunable_op_tuning_enable": bool,
-            "tunable_op_max_tuning_duration_ms": int,
+            "tunable_op_max_tuning_duration_ms": COUNT,
         },
         shared=_SHARED,
         runs_custom_ops=True,

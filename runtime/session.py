@@ -16,7 +16,7 @@ from rocline.runtime import onnx_file, ort_session, probe
 from rocline.runtime import options as session_options
 from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import in_buffers
-from rocline.runtime.inputs import InputCheck
+from rocline.runtime.inputs import InputCheck, with_objects
 from rocline.runtime.io_binding import Binding
 from rocline.runtime.manifest import Manifest, TensorSpec
 from rocline.runtime.model import locate
@@ -142,6 +142,7 @@ class Session:
         self._check = InputCheck(self.inputs, [_spec(node) for node in session.get_overridable_initializers()])
         self._output_names = [spec.name for spec in self.outputs]
         self._in_buffers = started.lane is not None and in_buffers((*self.inputs, *self.outputs))
+        self._strings = any(spec.dtype == "string" for spec in self.inputs)
         self._bfloat16 = any(spec.dtype == "bfloat16" for spec in (*self.inputs, *self.outputs))
 
     @property
@@ -202,7 +203,7 @@ class Session:
         """
         with self._turn:
             self._opened()
-            binding = Binding(self, self._bindable, inputs or {}, outputs, ready, capture)
+            binding = Binding(self, self._bindable, {} if inputs is None else inputs, outputs, ready, capture)
             self._bindings.add(binding)
             return binding
 
@@ -251,6 +252,8 @@ class Session:
         names = self._output_names if outputs is None else self._wanted(outputs)
         if self._in_buffers:
             return self._run_bound(inputs, names)
+        if self._strings:
+            inputs = with_objects(inputs)
         try:
             if self._lane is not None:
                 # What no buffer holds, as strings; ONNX Runtime waits at the end of such a run.

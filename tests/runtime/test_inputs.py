@@ -104,3 +104,17 @@ def test_an_input_with_a_default_may_be_left_out():
     )
     wrong = {"input_ids": ints(1, 8), "scale": np.ones(2, np.float32)}
     assert problem([IDS], wrong, optional=[default]) == "input 'scale': shape (2,), expected (1,)"
+
+
+@pytest.mark.parametrize("feeds", [[ints(1, 8)], ints(1, 8), None, "input_ids"])
+def test_what_holds_nothing_by_name(feeds):
+    assert problem([IDS], feeds) == f"inputs: {type(feeds).__name__}, expected a mapping from names to tensors"
+
+
+@pytest.mark.parametrize(("item", "said"), [(None, "None"), (b"a", "b'a'"), (1.5, "1.5")])
+def test_only_strings_are_strings(item, said):
+    text = TensorSpec("text", "string", ("n",))
+    assert problem([text], {"text": np.array(["a", item], object)}) == f"input 'text': element {said}, expected string"
+    assert problem([text], {"text": np.array([b"a"])}) == "input 'text': dtype |S1, expected string"
+    for good in (np.array(["a", "b"], object), np.array(["a"]), np.array([], object), np.array([np.str_("a")], object)):
+        InputCheck([text])({"text": good})

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -112,8 +113,9 @@ def test_another_tensor_may_be_bound(matmul, nonzero):
         bound.set_inputs({"x": random(2, 4)})
         bound.run()
         assert np.array_equal(bound.outputs["y"].numpy(), random(2, 4) @ W)
-        with pytest.raises(InputError, match="input 'x': shape"):
-            bound.set_inputs({"x": random(2, 5)})
+        for wrong, message in (({"x": random(2, 5)}, "input 'x': shape"), ([random(2, 4)], "inputs: list, expected")):
+            with pytest.raises(InputError, match=message):
+                bound.set_inputs(wrong)
         bound.run()
         assert np.array_equal(bound.outputs["y"].numpy(), random(2, 4) @ W), "what is refused changes nothing"
 
@@ -176,9 +178,19 @@ def test_ready_is_waited_for(successor):
         assert bound.outputs["y"].numpy().tolist() == [1]
 
 
+@pytest.mark.parametrize("ready", [3, ["a"], [None]])
+def test_only_events_can_be_ready(successor, ready):
+    with successor.bind({"x": (1,)}) as bound:
+        for use in (partial(successor.bind, {"x": (1,)}), bound.run, partial(bound.set_inputs, {})):
+            with pytest.raises(InputError, match=r"ready: .*, expected an Event, or several"):
+                use(ready=ready)
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [
+        (np.zeros((5, 4), np.float32), None, "inputs: ndarray, expected a mapping from names to tensors"),
+        ([(5, 4)], None, "inputs: list, expected a mapping from names to tensors"),
         ({"z": (1,)}, None, "input 'z': unknown, the model takes x"),
         ({}, None, "input 'x': missing"),
         ({"x": np.zeros((5, 3), np.float32)}, None, "input 'x': shape (5, 3), expected (batch, 4)"),

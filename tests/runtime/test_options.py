@@ -61,6 +61,11 @@ def test_what_the_session_sets_is_not_the_callers(name):
         ({"threads": "2"}, "option 'threads': '2', expected a whole number from 0"),
         ({"threads": -1}, "option 'threads': -1, expected a whole number from 0"),
         ({"threads": True}, "option 'threads': True, expected a whole number from 0"),
+        ({"threads": 1 << 31}, "option 'threads': 2147483648, expected a whole number from 0 to 2147483647"),
+        ({"memory_limit": 1 << 64}, "expected a whole number from 0 to 18446744073709551615"),
+        ({"tunable_op_max_tuning_duration_ms": 1 << 31}, "expected a whole number from 0 to 2147483647"),
+        ({1: 2}, "option '1': unknown, expected one of threads, "),
+        ("threads", "options: 'threads', expected a mapping from names to values"),
         ({"memory_arena": 1}, "option 'memory_arena': 1, expected true or false"),
         (
             {"graph_optimization": "most"},
@@ -78,7 +83,7 @@ def test_what_is_refused(given, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("device_id", [-1, "0", True, 1.0])
+@pytest.mark.parametrize("device_id", [-1, "0", True, 1.0, 1 << 31])
 def test_device_id(device_id):
     with pytest.raises(InputError, match="device_id"):
         options.check({}, [ROCM], device_id)

@@ -52,8 +52,9 @@ def test_strings_pass(tmp_path):
         [("t", TensorProto.STRING, ["n"])],
     )
     with rocline.Session(small_models.save(proto, tmp_path), ["cpu"]) as session:
-        for array in (np.array(["a", "bc", "\u00e9"]), np.array(["a", "bc", "\u00e9"], object)):
-            assert session.run({"s": array})["t"].tolist() == ["a", "bc", "\u00e9"]
+        texts = ["a", "bc", "\u00e9", "a\0b", ""]
+        for array in (np.array(texts), np.array(texts, object)):
+            assert session.run({"s": array})["t"].tolist() == texts
 
 
 def test_some_of_the_outputs(tmp_path):
