@@ -98,7 +98,8 @@ class FakeDriver(HostDriver):
 
     def destroy_stream(self, stream):
         self._enter("destroy_stream", stream)
-        assert not self._queues[stream], "a stream was destroyed with work left"
+        work = [item for item in self._queues[stream] if not isinstance(item, Marker)]
+        assert not work, "a stream was destroyed with work left"
         del self.live["streams"][stream]
 
     def synchronize_stream(self, stream):

@@ -127,6 +127,8 @@ def _taken(device: "Device", capsule: Any, stream: "Stream") -> "Buffer":
             last_first.callback(taken.delete)
             if storage.strangers:
                 last_first.callback(device.driver.synchronize_device, device.device_id)
+            # Held so that none is closed in between.
+            last_first.enter_context(device.driver.lock)
             for used in storage.streams:
                 if not used.closed:
                     last_first.callback(used.synchronize)

@@ -1,15 +1,11 @@
 """Memory on a device, shared by whoever holds it, and the streams it was used on."""
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rocline.runtime.devices.device import Device
     from rocline.runtime.devices.streams import Stream
-
-# Reentrant: the collector may drop a buffer, which counts too, in the midst of a count.
-_COUNTING = threading.RLock()
 
 
 class Storage:
@@ -39,7 +35,10 @@ class Storage:
         self.writer = stream
         self.readers: set[Stream] = set()
         self.strangers = False
-        self._release, self._holders = release, 0
+        # Counted without a lock, since the collector may drop a buffer in the midst of any line: one item a holder, and
+        # one for the last of them to take.
+        self._holders: list[None] = []
+        self._release = [release]
 
     @property
     def streams(self) -> "set[Stream]":
@@ -48,16 +47,18 @@ class Storage:
 
     def hold(self) -> None:
         """Counts one more holder."""
-        with _COUNTING:
-            self._holders += 1
+        self._holders.append(None)
 
     def let_go(self) -> None:
         """Counts one holder less; the memory goes back with the last one."""
-        with _COUNTING:
-            self._holders -= 1
-            last = not self._holders
-        if last:
-            self._release(self)
+        self._holders.pop()
+        if not self._holders:
+            try:
+                release = self._release.pop()
+            except IndexError:
+                # Another thread let go at the same time.
+                return
+            release(self)
 
     def use(self, stream: "Stream", write: bool) -> None:
         """Lets ``stream`` wait for earlier uses that the next one must not overtake, and notes it.

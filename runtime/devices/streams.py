@@ -32,8 +32,10 @@ class Stream(Closing):
 
     def __del__(self) -> None:
         # What is left of another library's stream here concerns nobody: memory that it still uses would refer to it.
-        if getattr(self, "owned", False):
-            super().__del__()
+        if getattr(self, "owned", False) and not self.closed:
+            with contextlib.suppress(Exception):
+                # Nobody else knows it any more; and the collector must not wait for a lock.
+                self._close(contextlib.nullcontext())
 
     def __repr__(self) -> str:
         return f"stream {self.handle:#x} on {self.device}"
@@ -70,7 +72,7 @@ class Stream(Closing):
             DeviceError: this stream or the event is closed, or ``other`` is on a device of another kind.
         """
         self.check_open()
-        if other is self or (isinstance(other, Stream) and other.closed):
+        if other is self:
             return
         if other.device.kind != self.device.kind:
             raise DeviceError(f"{self}: cannot wait for {other}, which is on a device of another kind")
@@ -81,16 +83,21 @@ class Stream(Closing):
             return
         # An event is recorded on its own device; where it can, this one lends it, since the other may be closed.
         device = self.device if self.device.same_as(other.device) else other.device
-        with other.queueing(), device.record(other.handle) as event, self.queueing():
-            self.device.driver.wait_event(self.handle, event.handle)
+        with other.queueing():
+            if other.closed:
+                return
+            with device.record(other.handle) as event, self.queueing():
+                self.device.driver.wait_event(self.handle, event.handle)
 
     def close(self) -> None:
         """Waits until all that was queued is done, and destroys the stream; a second call does nothing.
 
         A stream of another library is waited for, not destroyed.
         """
-        if self.closed:
-            return
+        if not self.closed:
+            self._close(self.device.driver.lock)
+
+    def _close(self, alone: AbstractContextManager[Any]) -> None:
         driver = self.device.driver
         try:
             with self._current():
@@ -100,8 +107,10 @@ class Stream(Closing):
             driver.synchronize_device(self.device.device_id)
             raise
         finally:
-            self.closed = True
-            if self.owned:
+            with alone:
+                # Who holds the lock and has found it open may use it until then.
+                before, self.closed = self.closed, True
+            if self.owned and not before:
                 driver.destroy_stream(self.handle)
 
     def _current(self) -> AbstractContextManager[None]:

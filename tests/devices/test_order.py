@@ -206,6 +206,29 @@ def test_no_other_thread_gets_between_ordering_and_queueing(driver, device, stre
     assert [entry[0] for entry in driver.log if entry[0] in ("copy", "fill", "wait")][-1] == "wait"
 
 
+@pytest.mark.parametrize("use", ["wait", "trim", "let go"])
+def test_a_stream_is_not_destroyed_while_another_thread_uses_it(driver, device, streams, use):
+    one, two, _ = streams
+    buffer = device.upload(np.arange(4.0), stream=two)
+    if use == "trim":
+        buffer.close()
+    taken = device.from_dlpack(device.allocate(1000, stream=two), stream=two)
+    closing = threading.Thread(target=two.close)
+    enter = driver._enter
+
+    def close_in_between(call, *details):
+        if call in ("record", "synchronize_stream") and not closing.ident:
+            closing.start()
+            closing.join(0.1)
+            assert two.handle in driver.live["streams"], "it is used next"
+        enter(call, *details)
+
+    driver._enter = close_in_between
+    {"wait": lambda: one.wait(two), "trim": device.pool.trim, "let go": taken.close}[use]()
+    closing.join()
+    assert two.closed
+
+
 def test_host_memory_may_change_once_a_copy_is_queued(device, streams):
     array = np.arange(4.0)
     buffer = device.upload(array, stream=streams[0])
