@@ -9,6 +9,7 @@ Each asserts its values; where an edge is missing, a race detector tells, since 
 import argparse
 import contextlib
 import os
+import random
 import signal
 import threading
 from collections import deque
@@ -207,6 +208,38 @@ def tensors_are_exchanged(device):
     source.close()
     del unordered
     device.upload(numbers(3), stream=two).numpy()
+
+
+@program
+def uses_come_in_any_order(device):
+    """Many uses drawn by lot: each buffer holds what it would if all were done at once."""
+    lot = random.Random(5)
+    streams = [device.foreign_stream(0), *(device.create_stream() for _ in range(3))]
+    buffers = [device.upload(numbers(n), stream=streams[n]) for n in range(4)]
+    expected, late = [numbers(n) for n in range(4)], deque()
+    for turn in range(400):
+        stream, which, other = lot.choice(streams), lot.randrange(4), lot.randrange(4)
+        buffer, use = buffers[which], lot.choice(("write", "zero", "copy", "fetch", "read", "renew", "trim"))
+        if use == "write":
+            buffer.copy_from(numbers(turn), stream=stream)
+            expected[which] = numbers(turn)
+        elif use == "zero":
+            buffer.fill(0, stream=stream)
+            expected[which] = np.zeros(SIZE, np.float32)
+        elif use == "copy":
+            buffer.copy_from(buffers[other], stream=stream)
+            expected[which] = expected[other]
+        elif use == "fetch":
+            late.append((buffer.fetch(stream=stream), expected[which]))
+        elif use == "read":
+            np.testing.assert_array_equal(buffer.numpy(stream=stream), expected[which])
+        elif use == "renew":
+            buffers[which], expected[which] = device.upload(numbers(turn), stream=stream), numbers(turn)
+        elif not turn % 5:
+            device.pool.trim()
+        while len(late) > (4 if turn < 399 else 0):
+            copy, values = late.popleft()
+            np.testing.assert_array_equal(copy.numpy(), values)
 
 
 @program
