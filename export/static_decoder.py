@@ -41,7 +41,7 @@ def export(
     before = fusion_report.count_nodes(path)
     graph = ir.load(path)
     ir.external_data.load_to_model(graph)
-    outcomes = [*_unmarked(marked), *passes.run(graph, target, dtype, sampling_head=sampling_head)]
+    outcomes = [_marked(marked), *passes.run(graph, target, dtype, sampling_head=sampling_head)]
     try:
         _check_lowered(graph, outcomes)
     except Refused:
@@ -56,10 +56,10 @@ def refusal(reason: Refused) -> Outcome:
     return Outcome("static cache", "CachedAttention", 0, (Refusal("model", str(reason)),))
 
 
-def _unmarked(marked: MarkedGraph) -> list[Outcome]:
-    """What the table of rules says of modules that no marker stands for: nothing where there are none."""
+def _marked(marked: MarkedGraph) -> Outcome:
+    """What the table of rules says of the markers, which were traced, and of modules that none stands for."""
     left = tuple(Refusal("model", reason) for reason in marked.unmarked)
-    return [Outcome("markers", "markers", sum(marked.marked.values()), left)] if left else []
+    return Outcome("markers", "traced as one node each", sum(marked.marked.values()), left)
 
 
 def _check_lowered(graph: ir.Model, outcomes: Sequence[Outcome]) -> None:

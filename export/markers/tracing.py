@@ -100,12 +100,12 @@ def trace(model: Any, folder: Path, *, opset: int) -> MarkedGraph:
 
 def _check_decisions(caught: Iterable[warnings.WarningMessage]) -> None:
     """Raises Refused if the model decided anything by a tensor's value: on other values it may decide otherwise."""
-    # A cache layer asks whether its buffers are empty, and the seams for sizes that do not change.
-    harmless = (Path(__file__).parent, Path(seam("transformers.cache_utils", "__file__")))
+    # PyTorch checks its arguments, the seams ask for sizes that do not change, a cache layer whether it is empty.
+    harmless = {Path(torch.__file__).parent, Path(__file__).parent, Path(seam("transformers.cache_utils", "__file__"))}
     for warning in caught:
         place = Path(warning.filename)
         decides = warning.category.__name__ == "TracerWarning" and "Converting a tensor" in str(warning.message)
-        if decides and place not in harmless and place.parent not in harmless:
+        if decides and not harmless & {place, *place.parents}:
             raise Refused(
                 f"{place.name}:{warning.lineno} lets Python decide by a tensor's value: a traced graph keeps the one "
                 "answer that it was traced with"

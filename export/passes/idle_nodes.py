@@ -12,7 +12,7 @@ class IdleNodes(Rule):
     """Removes Identity, and Casts to the type that a value has; Constant nodes become initializers."""
 
     name = "idle nodes"
-    made = "nothing"
+    made = "removed"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Counts what it removed; Constants are not counted, since they are the same in another place."""
@@ -32,7 +32,7 @@ class IdleReshapes(Rule):
     """Removes what reshapes a value to the shape that it has, once the shapes are known."""
 
     name = "idle reshapes"
-    made = "nothing"
+    made = "removed"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Counts what it removed; shapes are inferred again, since those behind it are better known now."""

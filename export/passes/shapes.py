@@ -37,7 +37,7 @@ class KnownSizes(Rule):
     """Sizes that do not depend on the input become constants, and so does what is computed from constants alone."""
 
     name = "known sizes"
-    made = "Constant"
+    made = "removed: known when exported"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Infers the shapes of all values on the way; later passes read them."""

@@ -14,7 +14,7 @@ class Duplicates(Rule):
     """Nodes that compute the same thing from the same values become one."""
 
     name = "duplicates"
-    made = "one node of several"
+    made = "removed: another node computes the same"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Merges duplicates and counts how many nodes that saved."""
@@ -45,7 +45,7 @@ class Tidy(Duplicates):
     """Constants become initializers, and the model imports the domains of its operators and no others."""
 
     name = "tidying"
-    made = "initializers, and one node of several"
+    made = "removed: another node computes the same"
 
     def apply(self, model: ir.Model, context: Context) -> Outcome:
         """Tidies the model; what no node reads goes."""

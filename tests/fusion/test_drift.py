@@ -188,6 +188,19 @@ def test_what_python_decides_by_a_tensors_value_is_refused(trace, monkeypatch, c
         trace()
 
 
+def test_what_pytorch_checks_is_no_decision_of_the_models(trace, monkeypatch):
+    init = modeling_llama.LlamaModel.__init__
+
+    def padded(self, config):
+        init(self, config)
+        # With one that is not 0, PyTorch compares it with the number of embeddings.
+        self.embed_tokens.padding_idx = 2
+
+    monkeypatch.setattr(modeling_llama.LlamaModel, "__init__", padded)
+    _, graph = trace()
+    assert graph.marked["Attention"] == 2
+
+
 def test_a_layer_that_keeps_nothing_in_the_cache_is_refused(trace, monkeypatch):
     forward = modeling_llama.LlamaDecoderLayer.forward
 
