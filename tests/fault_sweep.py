@@ -13,8 +13,8 @@ from simulated_device import FINDINGS, FOLDER, PROGRAMS, run
 ORT = ("libonnxruntime_providers_rocm.so", "onnxruntime_pybind11_state.so")
 KNOWN = FOLDER / "ort_failures.txt"
 
-# The steps of the program, by what the list of known failures calls them.
-_PHASES = {"create": "create", "bind": "bind", "unbind": "close", "close": "close"}
+# The steps of the program, by what the list of known failures calls them; all others are runs.
+_PHASES = {"": "create", "create": "create", "bind": "bind", "unbind": "close", "close": "close"}
 _OUT_OF_MEMORY, _UNKNOWN, _BLAS, _MIOPEN = 2, 999, 6, 5
 
 
@@ -81,23 +81,37 @@ def discover(model: Path, scenario: str, mode: str) -> tuple[dict, list[Failing]
     """What a run without a failure reports, and every call that it makes."""
     done, (clean,) = _run([""], model, scenario, mode, log=True)
     seen: Counter[str] = Counter()
-    calls, phase = [], "create"
+    calls, step = [], ""
     for line in done.log:
-        phase = line.get("mark", phase)
+        step = line.get("mark", step)
         if "call" in line:
             seen[line["call"]] += 1
-            caller = line["by"].partition("+")[0]
-            calls.append(Failing(line["call"], seen[line["call"]], _PHASES.get(phase, "run"), caller))
+            calls.append(_failing(line["call"], seen[line["call"]], step, line["by"]))
     return clean, calls
 
 
+def _failing(function: str, number: int, step: str, made_at: str) -> Failing:
+    return Failing(function, number, _PHASES.get(step, "run"), made_at.partition("+")[0])
+
+
 def sweep(model: Path, scenario: str, mode: str, calls: Sequence[Failing]) -> list[tuple[Failing, dict]]:
-    """What the program reports for each call that fails; two processes share the work."""
+    """What the program reports for each call that fails; two processes share the work.
+
+    In threaded mode the n-th call of a function may be another one than before, or not be made at all: what a program
+    calls depends on what is done by the time that it asks. So each is named as what it was.
+    """
     halves = [calls[::2], calls[1::2]]
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(_run, [call.setting for call in half], model, scenario, mode) for half in halves]
         reports = [job.result()[1] for job in jobs]
-    return [pair for half, made in zip(halves, reports, strict=True) for pair in zip(half, made, strict=True)]
+    failed = []
+    for half, made in zip(halves, reports, strict=True):
+        for call, report in zip(half, made, strict=True):
+            if report["failed_at"]:
+                failed.append((_failing(call.function, call.number, *report["failed_at"]), report))
+            else:
+                assert mode == "threaded", f"{call} was not made"
+    return failed
 
 
 def outcome(call: Failing, report: dict) -> str:

@@ -116,7 +116,7 @@ def child(failure: str, model: str, options: dict[str, object], expected: np.nda
     """The work in a fork; what it reports goes through the pipe."""
     os.environ["HIPSIM_FAIL"] = failure
     if failure:
-        os.environ.pop("HIPSIM_LOG", None)
+        os.environ["HIPSIM_LOG"] = str(written_by(os.getpid(), "log"))
     logging.getLogger("rocline").setLevel(logging.ERROR)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     report = Work(model, options, expected).run()
@@ -136,12 +136,26 @@ def wait(number: int, deadline: float) -> int | None:
         os.close(handle)
 
 
-def findings(number: int) -> list[str]:
-    """What the simulator found in a process, which is then not counted again."""
-    file = Path(os.environ["HIPSIM_REPORT"]) / f"{number}.txt"
+def written_by(number: int, suffix: str) -> Path:
+    """Where a process writes its findings (txt) or its call log (log)."""
+    return Path(os.environ["HIPSIM_REPORT"]) / f"{number}.{suffix}"
+
+
+def taken(file: Path) -> list[str]:
+    """The lines of a file, which is then gone: findings are not counted again."""
     lines = file.read_text(errors="replace").splitlines() if file.exists() else []
     file.unlink(missing_ok=True)
-    return [line.removeprefix("hipsim: ") for line in lines]
+    return lines
+
+
+def failed_at(log: list[str]) -> list[str] | None:
+    """In which step a call failed, and where it was made; None if no call did."""
+    step = ""
+    for line in map(json.loads, log):
+        step = line.get("mark", step)
+        if "injected" in line:
+            return [step, line["by"]]
+    return None
 
 
 def main() -> None:
@@ -161,7 +175,13 @@ def main() -> None:
         status = wait(number, time.monotonic() + PATIENCE)
         with os.fdopen(reading, "rb") as pipe:
             text = pipe.read().decode()
-        result = {"failure": failure, "status": status, "findings": findings(number), **json.loads(text or "{}")}
+        result = {
+            "failure": failure,
+            "status": status,
+            "findings": [line.removeprefix("hipsim: ") for line in taken(written_by(number, "txt"))],
+            "failed_at": failed_at(taken(written_by(number, "log"))),
+            **json.loads(text or "{}"),
+        }
         print(json.dumps(result), flush=True)
 
 
