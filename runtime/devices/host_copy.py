@@ -23,13 +23,21 @@ _PYBUF_WRITE = 0x200
 class HostCopy(Closing):
     """A copy of a buffer on its way to the host; `Buffer.fetch` makes them.
 
+    Args:
+        buffer: what to copy.
+        stream: where to queue the copy.
+        piece: the bytes to copy, as uint8; the whole tensor if None.
+
     Attributes:
         shape: sizes of the axes.
         dtype: NumPy's dtype.
     """
 
-    def __init__(self, buffer: "Buffer", stream: "Stream") -> None:
+    def __init__(self, buffer: "Buffer", stream: "Stream", piece: range | None = None) -> None:
         self.shape, self.dtype, self._nbytes = buffer.shape, buffer.dtype, buffer.nbytes
+        if piece is not None:
+            self.shape, self.dtype, self._nbytes = (len(piece),), np.dtype(np.uint8), len(piece)
+        start = 0 if piece is None else piece.start
         # Refused before anything is pinned.
         buffer.use(stream)
         driver, self._staging = buffer.device.driver, buffer.device.staging
@@ -37,7 +45,8 @@ class HostCopy(Closing):
         try:
             with stream.queueing():
                 buffer.use(stream)
-                driver.copy(self._block[0], buffer.pointer, self._nbytes, Direction.TO_HOST, stream.handle)
+                source = buffer.pointer + start
+                driver.copy(self._block[0], source, self._nbytes, Direction.TO_HOST, stream.handle)
         except BaseException:
             self._staging.give_back(self._block, self._staging.mark(self._block, stream))
             raise

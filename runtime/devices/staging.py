@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rocline.runtime.devices.streams import Event, Stream
 
 CHUNK = 16 << 20
-"""Longest single copy of an upload in bytes: a longer one goes in pieces, so that little memory is pinned."""
+"""Longest single copy between a buffer and an array in bytes: a longer one goes in pieces, so that little is pinned."""
 
 Pinned = tuple[int, int]
 """Address and size of a block."""

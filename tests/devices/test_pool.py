@@ -234,8 +234,29 @@ def test_pinned_memory_beyond_the_limit_is_freed(driver, device, streams):
     assert driver.logged("free_pinned") == [("free_pinned", 8192)]
 
 
-def test_long_uploads_go_in_pieces(driver, device, streams):
+def test_long_copies_go_in_pieces(driver, device, streams):
     array = np.arange((2 * CHUNK + 4096) // 8)
     buffer = device.upload(array, stream=streams[0])
-    assert [entry[2] for entry in driver.logged("copy")] == [CHUNK, CHUNK, 4096]
-    np.testing.assert_array_equal(buffer.numpy(), array)
+    up = [("copy", "TO_DEVICE", nbytes, streams[0].handle) for nbytes in (CHUNK, CHUNK, 4096)]
+    assert driver.logged("copy") == up
+    device.staging.close()
+    device.staging = Staging(driver, 0)
+    out = np.empty_like(array)
+    for read in (buffer.numpy, lambda: buffer.copy_to(out, stream=streams[1]) or out):
+        np.testing.assert_array_equal(read(), array)
+        copies, pinned = driver.logged("copy"), sum(driver.live["pinned"].values())
+        assert [entry[1:3] for entry in copies] == [("TO_HOST", nbytes) for nbytes in (CHUNK, CHUNK, 4096)]
+        assert pinned <= 3 * CHUNK
+    column = np.empty((len(array), 2), array.dtype)[:, 0]
+    buffer.copy_to(column, stream=streams[1])
+    np.testing.assert_array_equal(column, array)
+
+
+def test_a_long_copy_that_fails_on_its_way_leaves_nothing(driver, device, streams):
+    buffer = device.allocate(3 * CHUNK, stream=streams[0])
+    driver.failing["copy"] = 2
+    with pytest.raises(DeviceError, match="copy: told to fail"):
+        buffer.numpy()
+    driver.failing.clear()
+    device.staging.close()
+    assert "pinned" not in driver.leaks()
