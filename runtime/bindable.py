@@ -37,6 +37,8 @@ class Bindable:
         run_options: onnxruntime.RunOptions with which a run only queues; None on the host.
         graph_capture: whether a binding captures unless told otherwise.
         uncapturable: why no run of the session can be captured; None if it can be tried.
+        copies_aside: whether runs copy something on the null stream, as ONNX Runtime 1.22 does with outputs that are
+            initializers (execution_frame.cc: ExecutionFrame::ExecutionFrame).
         on_host: inputs that the model reads on the host (a shape, for one), wherever it runs.
         arena: what runs left behind.
     """
@@ -53,6 +55,7 @@ class Bindable:
     run_options: Any
     graph_capture: bool
     uncapturable: str | None
+    copies_aside: bool
     on_host: frozenset[str] = field(init=False)
     arena: Arena = field(init=False)
 

@@ -275,12 +275,17 @@ class Binding:
         for name in self._passed:
             if self._outputs[name].pointer != self._inputs[name].pointer:
                 self._outputs[name].copy_from(self._inputs[name], stream=self._stream)
+        aside = self._session.copies_aside
+        if aside:
+            self._stream.synchronize()
         try:
             if self._asked:
                 self._run_ort(self._io, self._options)
         except Exception as error:
             self._computed = False
             raise RoclineError(f"{self._path}: run failed: {essence(error)}") from error
+        if aside:
+            self._driver.synchronize_device(self._device.device_id)
         self._computed = True
         if self._dynamic and self._session.uncapturable is None:
             self._copy_outputs()

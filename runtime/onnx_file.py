@@ -82,6 +82,7 @@ class OnnxFile:
         opsets: opset version by domain; the standard domain is ``ai.onnx``.
         inputs: graph inputs that are not initializers.
         outputs: graph outputs.
+        constants: names of the outputs that no input's values reach: initializers, and what may be folded to one.
         operators: node count by operator, subgraphs and functions included; other domains than the standard one are
             written ``domain::Op``.
         external: tensors kept in other files.
@@ -94,6 +95,7 @@ class OnnxFile:
     opsets: dict[str, int] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    constants: tuple[str, ...] = ()
     operators: Counter[str] = field(default_factory=Counter)
     external: list[ExternalTensor] = field(default_factory=list)
     weight_bytes: Counter[str] = field(default_factory=Counter)
@@ -160,6 +162,8 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._outline = OnnxFile()
+        # Names of the values that the node under way reads, in its subgraphs too.
+        self._read: set[str] = set()
 
     def model(self) -> OnnxFile:
         outline = self._outline
@@ -241,9 +245,12 @@ class _Reader:
         inputs: list[tuple[int, int]] = []
         outputs: list[tuple[int, int]] = []
         initializers: set[str] = set()
+        nodes: list[tuple[set[str], list[str]]] = []
         for number, value, stop in self._fields(start, end):
             if number == 1:
-                self._node(value, stop)
+                if top:
+                    self._read = set()
+                nodes.append((self._read, self._node(value, stop)))
             elif number == 5:
                 initializers.add(self._tensor(value, stop))
             elif number == 15:
@@ -258,13 +265,25 @@ class _Reader:
             specs = [self._value_info(*span) for span in inputs]
             self._outline.inputs = tuple(spec for spec in specs if spec.name not in initializers)
             self._outline.outputs = tuple(self._value_info(*span) for span in outputs)
+            reached = {spec.name for spec in self._outline.inputs}
+            for read, written in nodes:
+                if not reached.isdisjoint(read):
+                    # An input or output that is left out has no name.
+                    reached.update(name for name in written if name)
+            self._outline.constants = tuple(spec.name for spec in self._outline.outputs if spec.name not in reached)
             if any(spec.dtype == "bfloat16" for spec in (*specs, *self._outline.outputs)):
                 self._outline.bfloat16 = True
 
-    def _node(self, start: int, end: int) -> None:
+    def _node(self, start: int, end: int) -> list[str]:
+        """Returns the values that it gives and that its inputs' values reach; a shape depends on no values."""
         operator = domain = ""
+        written: list[str] = []
         for number, value, stop in self._fields(start, end):
-            if number == 4:
+            if number == 1:
+                self._read.add(self._text(value, stop))
+            elif number == 2:
+                written.append(self._text(value, stop))
+            elif number == 4:
                 operator = self._text(value, stop)
             elif number == 7:
                 domain = self._text(value, stop)
@@ -274,6 +293,7 @@ class _Reader:
             raise _WireError(f"the node at byte {start} has no operator")
         standard = domain in ("", "ai.onnx")
         self._outline.operators[operator if standard else f"{domain}::{operator}"] += 1
+        return [] if standard and operator in ("Shape", "Size") else written
 
     def _attribute(self, start: int, end: int) -> None:
         name, whole = "", 0

@@ -114,7 +114,6 @@ class Session:
         self._host: Lane | None = None
         self._memory = next((row for row in started.providers if row.takes_user_stream), CPU).device
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
-        self._capture, self._uncapturable = checked.session.get("graph_capture", False), started.capture
         notes = [_WIDENED] if started.plan.widen else []
         # A session that can be captured frees that memory from the host.
         staging = started.lane is not None and started.capture is not None
@@ -123,6 +122,15 @@ class Session:
             notes.append(
                 f"every run waits for the device, as ONNX Runtime needs it to after {', '.join(self._staging)}"
             )
+        constants = started.plan.outline.constants if started.lane is not None else ()
+        if constants:
+            started.capture = f"ONNX Runtime copies {', '.join(constants)} outside of the stream"
+            notes.append(
+                f"every run waits for the device, since ONNX Runtime copies {', '.join(constants)}, "
+                "which no input reaches, outside of the stream"
+            )
+        self._aside = bool(constants)
+        self._capture, self._uncapturable = checked.session.get("graph_capture", False), started.capture
         if self._capture and started.capture:
             notes.append(f"graphs are not captured: {started.capture}")
         self.report = Report(
@@ -230,6 +238,7 @@ class Session:
             run_options=options,
             graph_capture=self._capture,
             uncapturable=self._uncapturable,
+            copies_aside=self._aside,
         )
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

@@ -43,6 +43,23 @@ def chain_and_strings():
     return proto
 
 
+def constant(kind):
+    """c [2] or [1], which no value of x [2] reaches: a weight itself, ``shared`` with y = x + c or ``alone`` beside
+    y = -x, or what is ``folded`` from one; or x's ``shape``.
+    """
+    w = helper.make_tensor("w", FLOAT, [2], [3, 4])
+    if kind == "shared":
+        nodes, name = [helper.make_node("Add", ["x", "w"], ["y"])], "w"
+    elif kind == "alone":
+        nodes, name = [helper.make_node("Neg", ["x"], ["y"])], "w"
+    else:
+        operator, source = ("Shape", "x") if kind == "shape" else ("Neg", "w")
+        nodes = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node(operator, [source], ["c"])]
+        name = "c"
+    given = (name, INT64, [1]) if kind == "shape" else (name, FLOAT, [2])
+    return small_models.model(nodes, [("x", FLOAT, [2])], [("y", FLOAT, [2]), given], [w])
+
+
 def rotation():
     """y = (t + t) * 0.5 with t = x @ w, which turns x: a long ring of it shows every step that is missing."""
     return _product_and_sum("t", seed=4)

@@ -91,6 +91,28 @@ def an_input_is_an_output(bench):
 
 
 @program
+def an_output_is_constant(bench):
+    """ONNX Runtime copies what no input reaches outside of the stream: runs wait, and say so."""
+    for kind in ("alone", "shared", "folded", "shape"):
+        session, cpu = both(bench, models.constant(kind))
+        _, constant = (spec.name for spec in session.outputs)
+        (note,) = session.report.notes
+        assert f"copies {constant}, which no input reaches" in note, note
+        x = random(2)
+        wanted = cpu.run({"x": x})
+        for outputs in (None, {"y": None, constant: None}):
+            with session.bind({"x": x}, outputs) as bound:
+                for _ in range(3):
+                    if outputs is None:
+                        bound.outputs[constant].fill(0xFF, stream=session.stream)
+                    bound.run()
+                for name, buffer in bound.outputs.items():
+                    close_to(buffer.numpy(), wanted[name])
+        for name, array in session.run({"x": x}).items():
+            close_to(array, wanted[name])
+
+
+@program
 def outputs_of_unknown_shape(bench):
     session, cpu = both(bench, models.reshape())
     with session.bind({"x": (4, 8), "shape": np.array([4, 8])}) as bound:

@@ -104,6 +104,33 @@ def test_other_domains_and_functions(tmp_path):
     assert outline.operators == {"mine::Twice": 1, "Add": 1}
 
 
+def test_outputs_that_no_input_reaches(tmp_path):
+    """Through a subgraph, too, that reads what is outside of it; a shape depends on no value."""
+    float32, weight = TensorProto.FLOAT, helper.make_tensor("w", TensorProto.FLOAT, [2], [1, 2])
+    inside = helper.make_graph(
+        [helper.make_node("Neg", ["reached"], ["inner"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("inner", float32, [2])],
+    )
+    nodes = [
+        helper.make_node("Abs", ["x"], ["reached"]),
+        helper.make_node("If", ["flag"], ["branched"], then_branch=inside, else_branch=inside),
+        helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True])),
+        helper.make_node("Neg", ["w"], ["folded"]),
+        helper.make_node("Clip", ["w", "", "limit"], ["clipped"]),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Cast", ["shape"], ["size"], to=float32),
+        helper.make_node("Add", ["folded", "x"], ["both"]),
+    ]
+    names = ("x", "reached", "branched", "flag", "folded", "clipped", "shape", "size", "both", "w")
+    outputs = [(name, float32, [2]) for name in names]
+    limit = helper.make_tensor("limit", float32, [], [1])
+    proto = small_models.model(nodes, [("x", float32, [2])], outputs, [weight, limit])
+    found = onnx_file.read(small_models.save(proto, tmp_path))
+    assert found.constants == ("flag", "folded", "clipped", "shape", "size", "w")
+
+
 def test_every_cut_is_noticed_or_harmless(tmp_path):
     content = small_models.two_inputs().SerializeToString()
     for length in range(len(content)):
