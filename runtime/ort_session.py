@@ -18,6 +18,7 @@ from rocline.runtime import onnx_file, ort_log
 from rocline.runtime.options import Options
 from rocline.runtime.ort_log import LOGGER, Log, essence
 from rocline.runtime.providers import CPU, Provider
+from rocline.runtime.turns import new_turn
 
 if TYPE_CHECKING:
     from rocline.runtime.devices import Stream
@@ -123,9 +124,9 @@ class Plan:
         """Returns node counts by provider and operator, most frequent first, from the log of another session.
 
         Where one provider has every node, the log does not list them: they are counted in the optimised graph, which
-        that session also saves.
+        that session also saves. A graph capture of another thread is waited for, as with any new session.
         """
-        with tempfile.TemporaryDirectory(prefix="rocline-") as folder:
+        with new_turn(), tempfile.TemporaryDirectory(prefix="rocline-") as folder:
             optimized = Path(folder) / "optimized.onnx"
             try:
                 _, log = self.create(

@@ -59,6 +59,13 @@ def test_new_sessions_wait(device, tmp_path):
     assert waits(lambda: rocline.Session(path, ["cpu"]).close(), device)
 
 
+def test_placement_waits(device, tmp_path):
+    """It creates a session of its own, after which it is known."""
+    with rocline.Session(small_models.save(small_models.matmul(), tmp_path), ["cpu"]) as session:
+        assert waits(lambda: session.report.placement, device)
+        assert session.report.placement == {"CPUExecutionProvider": {"MatMul": 1}}
+
+
 def test_a_run_that_began_is_waited_for(device):
     turn, order = new_turn(), []
     running, may_end = threading.Event(), threading.Event()
