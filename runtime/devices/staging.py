@@ -130,11 +130,13 @@ class Staging:
             else:
                 self._busy.rotate(-1)
         kept = 0
-        for block in list(self._free):
-            kept += block[1]
-            if kept > self._limit:
+        # What was used last is what will be used next.
+        for block in reversed(list(self._free)):
+            if kept + block[1] > self._limit:
                 self._free.remove(block)
                 self._driver.free_pinned(self._device_id, block[0])
+            else:
+                kept += block[1]
 
 
 def _over(event: "Event") -> bool:

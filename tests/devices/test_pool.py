@@ -234,6 +234,16 @@ def test_pinned_memory_beyond_the_limit_is_freed(driver, device, streams):
     assert driver.logged("free_pinned") == [("free_pinned", 8192)]
 
 
+def test_pinned_memory_that_was_used_last_is_kept(driver, device, streams):
+    device.staging = Staging(driver, 0, limit=8192)
+    small, large = (device.allocate(nbytes, stream=streams[0]) for nbytes in (1024, 8192))
+    small.numpy()
+    large.numpy()
+    driver.log.clear()
+    large.numpy()
+    assert driver.logged("allocate_pinned", "free_pinned") == [("free_pinned", 1024)]
+
+
 def test_long_copies_go_in_pieces(driver, device, streams):
     array = np.arange((2 * CHUNK + 4096) // 8)
     buffer = device.upload(array, stream=streams[0])
