@@ -9,6 +9,7 @@ whether it is one is tried out on small masks. Any other bias (relative position
 growing cache) is handed on as it is.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,13 @@ _POSITIONS = "rocline.key_position_ids"
 # What a mask is tried out on: rows, tokens, and the size of any other axis; and the most nodes that may make it.
 _ROWS, _TOKENS, _OTHER, _MOST_NODES = 3, 7, 5, 100
 _LOWEST = -1e4
+# What tells one token from another but by its mask, and the most numbers that a constant may hold to do so: a window
+# that is wider than the tries would not show in them.
+_COUNTING = frozenset(("Range", "CumSum", "Trilu", "EyeLike", "NonZero", "ScatterND", "GatherND"))
+_FEW = 16
 _Sizes = tuple[object, ...]
+_Shape = npt.NDArray[np.int64]
+_NO_SHAPE = np.zeros(0, np.int64)
 
 
 class _Left(Exception):
@@ -250,23 +257,29 @@ def _hidden_by(model: ir.Model, bias: ir.Value) -> ir.Value | None:
     """Returns the input ``attention_mask`` where the bias hides the keys at which it is 0, and does nothing else.
 
     The nodes that make the bias are run on small masks, the other inputs being random: padding on either side, and
-    holes. None where the answer is no, or cannot be had.
+    holes. None where the answer is no, or cannot be had, or where they may know the places of tokens.
     """
     mask = next((value for value in model.graph.inputs if value.name == "attention_mask"), None)
-    nodes = _ancestors(bias)
-    if mask is None or mask.dtype != ir.DataType.INT64 or nodes is None or bias.graph is not model.graph:
+    if mask is None or mask.dtype != ir.DataType.INT64 or bias.graph is not model.graph:
         return None
     if mask.shape is None or len(mask.shape) != 2:
         return None
+    sizes = {str(mask.shape[0]): _ROWS, str(mask.shape[1]): _TOKENS}
+    nodes, shapes = _ancestors(bias, lambda node: _known_shape(node, sizes))
+    # Sizes are the same for every token, whatever they are sizes of.
+    values, _ = _ancestors(bias, lambda node: _NO_SHAPE if node.op_type == "Shape" else None)
+    if len(nodes) > _MOST_NODES or any(_counts(node) for node in values):
+        return None
     try:
-        evaluator = _evaluator(model, nodes, bias)
+        evaluator = _evaluator(model, nodes, shapes, bias)
         rng = np.random.default_rng(0)
         for rows in (rng.integers(0, 2, (_ROWS, _TOKENS)), np.tri(_ROWS, _TOKENS), 1 - np.tri(_ROWS, _TOKENS)):
             feeds = {
-                value.name: _random(rng, value, mask.shape)
+                value.name: _random(rng, value, sizes)
                 for value in model.graph.inputs
                 if value.name is not None and value.name in evaluator.input_names
             }
+            feeds |= {value.name: shape for value, shape in shapes.items() if value.name is not None}
             feeds["attention_mask"] = rows.astype(np.int64)
             # T5's bias takes the logarithm of distances that it does not use, 0 among them.
             with np.errstate(all="ignore"):
@@ -280,21 +293,52 @@ def _hidden_by(model: ir.Model, bias: ir.Value) -> ir.Value | None:
     return mask
 
 
-def _ancestors(value: ir.Value) -> list[ir.Node] | None:
-    """Returns the nodes that make a value, of its own graph, in order; None where there are too many."""
+def _ancestors(
+    value: ir.Value, known: Callable[[ir.Node], _Shape | None]
+) -> tuple[list[ir.Node], dict[ir.Value, _Shape]]:
+    """Returns the nodes that make a value, in order, and what is known of those that they start from, by their values.
+
+    Args:
+        value: of the graph.
+        known: what a node gives, or None where its inputs have to be looked at.
+    """
     found: set[ir.Node] = set()
-    pending = [value.producer()]
+    given: dict[ir.Value, _Shape] = {}
+    pending = [value]
     while pending:
-        node = pending.pop()
-        if node is not None and node not in found:
+        made = pending.pop()
+        node = made.producer()
+        if node is None or node in found:
+            continue
+        shape = known(node)
+        if shape is not None:
+            given[made] = shape
+        else:
             found.add(node)
-            pending += [source.producer() for source in node.inputs if source is not None]
-    if len(found) > _MOST_NODES or value.graph is None:
+            pending += [source for source in node.inputs if source is not None]
+    assert value.graph is not None
+    return [node for node in value.graph if node in found], given
+
+
+def _known_shape(node: ir.Node, sizes: Mapping[str, int]) -> _Shape | None:
+    """Returns what a Shape gives where symbols have these sizes; None for other nodes, and shapes not known."""
+    source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
+    if source is None or source.shape is None:
         return None
-    return [node for node in value.graph if node in found]
+    known = [size if isinstance(size, int) else sizes.get(str(size), -1) for size in source.shape]
+    picked = known[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(known))]
+    return None if -1 in picked else np.array(picked, np.int64)
 
 
-def _evaluator(model: ir.Model, nodes: list[ir.Node], result: ir.Value) -> ReferenceEvaluator:
+def _counts(node: ir.Node) -> bool:
+    """Tells whether a node may tell tokens by their places."""
+    arrays = [constant(value) for value in node.inputs]
+    return node.op_type in _COUNTING or any(array is not None and array.size > _FEW for array in arrays)
+
+
+def _evaluator(
+    model: ir.Model, nodes: Sequence[ir.Node], shapes: Mapping[ir.Value, _Shape], result: ir.Value
+) -> ReferenceEvaluator:
     proto = onnx.ModelProto(ir_version=10)
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
@@ -306,15 +350,14 @@ def _evaluator(model: ir.Model, nodes: list[ir.Node], result: ir.Value) -> Refer
         if value.const_value is not None and value.producer() is None:
             proto.graph.initializer.append(ir.serde.serialize_tensor(value.const_value))
             proto.graph.initializer[-1].name = value.name
-        elif value.is_graph_input():
+        elif value.is_graph_input() or value in shapes:
             proto.graph.input.append(ir.serde.serialize_value(value))
     return ReferenceEvaluator(proto)
 
 
-def _random(rng: np.random.Generator, value: ir.Value, mask: ir.Shape) -> npt.NDArray[np.generic]:
-    """Returns an input for a try: its symbols have the sizes that they have in the mask's shape."""
+def _random(rng: np.random.Generator, value: ir.Value, sizes: Mapping[str, int]) -> npt.NDArray[np.generic]:
+    """Returns an input for a try: its symbols have these sizes."""
     assert value.shape is not None and value.dtype is not None
-    sizes = {str(mask[0]): _ROWS, str(mask[1]): _TOKENS}
     shape = [size if isinstance(size, int) else sizes.get(str(size), _OTHER) for size in value.shape]
     return rng.integers(0, 2, shape).astype(value.dtype.numpy())
 

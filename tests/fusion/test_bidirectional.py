@@ -137,6 +137,59 @@ def test_what_only_looks_like_a_padding_mask_stays_a_bias(bias):
     np.testing.assert_allclose(run(after, **given)["y"], run(before, **given)["y"], atol=2e-6)
 
 
+PADDING = """
+    axes = Constant <value_ints = [1, 2]> ()
+    wide = Unsqueeze(attention_mask, axes)
+    seen = Cast <to = 1> (wide)
+    one = Constant <value_float = 1.0> ()
+    hidden = Sub(one, seen)
+    lowest = Constant <value_float = -3.4e38> ()
+    padding = Mul(hidden, lowest)
+"""
+# Hides nothing of so few tokens as a mask is tried out on.
+COUNTED = """
+    shape = Shape <start = 1, end = 2> (attention_mask)
+    tokens = Squeeze(shape)
+    zero = Constant <value_int = 0> ()
+    step = Constant <value_int = 1> ()
+    place = Range(zero, tokens, step)
+    second = Constant <value_ints = [1]> ()
+    row = Unsqueeze(place, second)
+    apart = Sub(row, place)
+    far = Abs(apart)
+    most = Constant <value_int = 8> ()
+    outside = Greater(far, most)
+    excluded = Cast <to = 1> (outside)
+"""
+STORED = """
+    shape = Shape <start = 1, end = 2> (attention_mask)
+    start = Constant <value_ints = [0, 0]> ()
+    end = Concat <axis = 0> (shape, shape)
+    excluded = Slice(band, start, end)
+"""
+
+
+@pytest.mark.parametrize("window", [COUNTED, STORED])
+def test_a_window_wider_than_what_masks_are_tried_on_stays_a_bias(window):
+    before = attention(
+        inputs=INPUTS.replace("s", "t") + ", int64[b, t] attention_mask",
+        outputs=f"float[b, t, {WIDTH}] y",
+        before=PADDING + window + "limit = Mul(excluded, lowest) bias = Min(padding, limit)",
+        scores="raw = MatMul(qh, kt) scores = Add(raw, bias)",
+    )
+    band = (np.abs(np.subtract.outer(np.arange(32), np.arange(32))) > 8).astype(np.float32)
+    if window is STORED:
+        before.graph.initializer.append(onnx.numpy_helper.from_array(band, "band"))
+    after, outcome = rewrite(before, Bidirectional())
+    assert outcome.matched == 1
+    node, _ = numbers(after)
+    assert len(node.input) == 5
+    rng = np.random.default_rng(2)
+    given = {name: rng.standard_normal((2, 20, WIDTH), np.float32) for name in "qkv"}
+    given["attention_mask"] = np.array([[1] * 20, [1] * 14 + [0] * 6])
+    np.testing.assert_allclose(run(after, **given)["y"], run(before, **given)["y"], atol=2e-6)
+
+
 def test_a_bias_and_keys_with_heads_in_front():
     """What a decoder with a growing cache has."""
     before = attention(
