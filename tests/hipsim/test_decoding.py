@@ -26,5 +26,7 @@ def test_the_device_decodes_the_cpus_tokens(head, mode):
     assert copies == {("H2D", "8"): 2 * STEPS, ("D2H", "8" if head == "head" else str(4 * VOCABULARY)): STEPS}
     functions = Counter(call.function for call in calls)
     assert functions["hipEventSynchronize"] == STEPS
-    assert not [name for name in functions if "Malloc" in name or "Free" in name]
+    # How much pinned memory is in use at a time depends on how fast the device is, which is chance in threaded mode.
+    chance = {"hipHostMalloc"} if mode == "threaded" else set()
+    assert not [name for name in functions if ("Malloc" in name or "Free" in name) and name not in chance]
     assert {call.arguments.get("stream") for call in calls} <= {None, "s1"}

@@ -368,9 +368,9 @@ def streams_of_two_threads():
     copy(b, a, per_thread)
 
 
-def malloc_async(on: int) -> int:
+def malloc_async(on: int, size: int = SIZE) -> int:
     pointer = c_void_p()
-    call("hipMallocAsync", byref(pointer), SIZE, on)
+    call("hipMallocAsync", byref(pointer), size, on)
     return pointer.value or 0
 
 
@@ -395,10 +395,12 @@ def memory_used_before_its_stream_made_it():
 
 @case
 def memory_freed_while_another_stream_reads():
-    s, t, b = stream(), stream(), malloc()
-    a = malloc_async(s)
+    """So much that in threaded mode it is freed in the middle of the copy."""
+    size = 64 << 20
+    s, t, b = stream(), stream(), malloc(size)
+    a = malloc_async(s, size)
     synchronize()
-    copy(b, a, t)
+    copy(b, a, t, size=size)
     call("hipFreeAsync", a, s)
 
 

@@ -11,9 +11,11 @@ bool check_accesses(const Operation& operation);
 // Forgets who read and wrote memory that is no more.
 void forget_accesses(std::uintptr_t start, std::uintptr_t end);
 
-// With HIPSIM_PROTECT: device memory is closed while no operation runs, so that the host faults on it.
+// Around each operation, with the lock held.  With HIPSIM_PROTECT device memory is closed while none runs, so that the
+// host faults on it; what was freed meanwhile is closed for good.
 void open_memory();
 void close_memory();
+bool operations_run();
 void protect_new(void* start, std::size_t bytes);
 // From now on a fault on memory that hipsim made is a finding.
 void watch_faults();

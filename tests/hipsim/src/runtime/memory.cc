@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <string>
+#include <vector>
 
 #include "access.h"
 #include "errors.h"
@@ -19,6 +20,7 @@ constexpr std::size_t kQuarantine = 4096;
 
 std::map<std::uintptr_t, Allocation>& live_and_freed = *new std::map<std::uintptr_t, Allocation>;
 std::deque<std::uintptr_t>& quarantine = *new std::deque<std::uintptr_t>;
+std::vector<std::uintptr_t>& closing = *new std::vector<std::uintptr_t>;
 std::size_t used = 0;
 
 std::size_t pages(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -77,16 +79,24 @@ int release(void* pointer, Kind kind, const std::string& by) {
   }
   if (kind == Kind::device) used -= allocation.bytes;
   allocation.freed = by;
-  // Gives the memory back and keeps the addresses.
-  mmap(pointer, allocation.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  quarantine.push_back(allocation.start);
-  if (quarantine.size() > kQuarantine) {
+  closing.push_back(allocation.start);
+  if (!operations_run()) close_freed();
+  return kSuccess;
+}
+
+void close_freed() {
+  for (const std::uintptr_t start : closing) {
+    // Gives the memory back and keeps the addresses.
+    mmap(address(start), live_and_freed[start].mapped, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    quarantine.push_back(start);
+    if (quarantine.size() <= kQuarantine) continue;
     const Allocation& oldest = live_and_freed[quarantine.front()];
     munmap(address(oldest.start), oldest.mapped);
     live_and_freed.erase(oldest.start);
     quarantine.pop_front();
   }
-  return kSuccess;
+  closing.clear();
 }
 
 Allocation* find_allocation(const void* pointer) {

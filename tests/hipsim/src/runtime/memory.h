@@ -26,8 +26,10 @@ struct Allocation {
 // All of these with the lock held.
 int allocate(void** pointer, std::size_t bytes, Kind kind, unsigned flags = 0);
 int register_host(void* pointer, std::size_t bytes, unsigned flags);
-// Fills what is left with faults, so that a later use is seen.  `kind` must be the allocation's.
+// A later use is a finding, or faults.  `kind` must be the allocation's.
 int release(void* pointer, Kind kind, const std::string& by = made_by());
+// Lets freed memory fault, once no operation runs: one that races with the free may be in the middle of it.
+void close_freed();
 // The allocation whose pages `address` lies in, freed ones too; nullptr if there is none.
 Allocation* find_allocation(const void* address);
 std::size_t device_memory_used();

@@ -60,11 +60,14 @@ void watch_faults() {
 }
 
 void open_memory() {
-  if (settings().protect && operations_running++ == 0) set_all(PROT_READ | PROT_WRITE);
+  if (operations_running++ == 0 && settings().protect) set_all(PROT_READ | PROT_WRITE);
 }
 void close_memory() {
-  if (settings().protect && --operations_running == 0) set_all(PROT_NONE);
+  if (--operations_running > 0) return;
+  if (settings().protect) set_all(PROT_NONE);
+  close_freed();
 }
+bool operations_run() { return operations_running > 0; }
 void protect_new(void* start, std::size_t bytes) {
   if (settings().protect && operations_running == 0) mprotect(start, bytes, PROT_NONE);
 }
