@@ -146,10 +146,10 @@ def _host() -> "Device":
 
 
 def _copied(buffer: "Buffer", consumer: "Stream | None") -> "Buffer":
-    stream = consumer or buffer.latest
-    made = buffer.device.allocate(buffer.shape, buffer.dtype, stream=stream)
-    made.copy_from(buffer, stream=stream)
     if consumer is None:
-        # A consumer that wants no order takes the contents to be there.
-        stream.synchronize()
+        # Who wants no order takes the contents to be there: closing the stream waits for them.
+        with buffer.device.create_stream() as stream:
+            return _copied(buffer, stream)
+    made = buffer.device.allocate(buffer.shape, buffer.dtype, stream=consumer)
+    made.copy_from(buffer, stream=consumer)
     return made

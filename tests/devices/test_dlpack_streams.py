@@ -136,14 +136,14 @@ def test_an_imported_tensor_that_went_to_a_stranger_is_let_go_after_the_whole_de
 def test_a_copy_for_a_stranger_is_there_when_it_is_given():
     driver = FakeDriver()
     with driver.device() as gpu:
-        one = gpu.create_stream()
-        buffer = gpu.upload(np.arange(4.0), stream=one)
+        with gpu.create_stream() as one:
+            buffer = gpu.upload(np.arange(4.0), stream=one)
         driver.log.clear()
         capsule = buffer.__dlpack__(stream=-1, copy=True, max_version=(1, 0))
-        assert [entry[0] for entry in driver.log][-2:] == ["copy", "synchronize_stream"]
+        assert [entry[0] for entry in driver.log][-3:] == ["copy", "synchronize_stream", "destroy_stream"]
         driver.log.clear()
         del capsule
-        gpu.allocate((4,), np.float64, stream=one)
+        gpu.allocate((4,), np.float64, stream=gpu.create_stream())
         assert driver.logged("synchronize_device"), "a stranger may still use the memory"
 
 
