@@ -108,12 +108,12 @@ def capture(queue: Callable[[], None], stream: Stream, inputs: Sequence[Buffer],
 
 def _captured(queue: Callable[[], None], stream: Stream) -> int:
     driver = stream.device.driver
-    driver.begin_capture(stream.handle)
     try:
+        driver.begin_capture(stream.handle)
         queue()
         return driver.end_capture(stream.handle)
     except BaseException:
-        # If it was ended already this says so, which is of no interest.
+        # Ctrl-C may come as soon as it has begun. If it was ended, or never begun, this says so: of no interest.
         driver.abandon_capture(stream.handle)
         raise
 

@@ -119,6 +119,31 @@ def _fail_to_end(self, stream):
 
 
 @program
+def a_capture_that_is_interrupted(bench):
+    """Ctrl-C as soon as it has begun: the stream is no longer captured, and the session goes on."""
+    path = bench.save(models.chain())
+    session, x = bench.session(path, options={"graph_capture": True}), random(4, 32)
+    before = GpuDriver.begin_capture
+
+    def interrupted(self, stream):
+        before(self, stream)
+        raise KeyboardInterrupt
+
+    with session.bind({"x": x}) as bound:
+        GpuDriver.begin_capture = interrupted
+        try:
+            bound.run()
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("the interrupt was swallowed")
+        finally:
+            GpuDriver.begin_capture = before
+        bound.run()
+        close_to(bound.outputs["y"].numpy(), bench.cpu(path).run({"x": x})["y"])
+
+
+@program
 def threads_run_while_another_captures(bench):
     """Runs, copies and allocations of other threads keep out of a graph, and do not break it."""
     path = bench.save(models.chain())
