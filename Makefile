@@ -10,6 +10,8 @@ EXTRAS := .[rocm,export,dev]
 BUILD_TOOLS := scikit-build-core ziglang cmake ninja
 WEIGHTS := from rocline.export import recipes; print(*recipes.requirements())
 STEPS := .venv/steps
+# A file's tests share what they make, and stay in one process; at most four of these, for the memory of an export.
+PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
 NATIVE := $(shell find CMakeLists.txt custom_ops -name CMakeLists.txt -o -name '*.cmake' -o -name '*.cc' -o -name '*.h' \
   -o -name '*.hip' -o -name 'build*.py')
 
@@ -37,11 +39,11 @@ demo: env
 test: env
 	$(call step,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 	$(call step,mypy,$(BIN)/mypy)
-	$(call step,pytest,$(BIN)/pytest -m 'not slow' --durations=15)
+	$(call step,pytest,$(PYTEST) -m 'not slow')
 	@$(MAKE) --no-print-directory summary
 
 test-slow: .venv/environment .venv/weights
-	$(call step,pytest on the long sweeps,$(BIN)/pytest -m slow --durations=15)
+	$(call step,pytest on the long sweeps,$(PYTEST) -m slow)
 	@$(MAKE) --no-print-directory summary
 
 test-full: test test-slow

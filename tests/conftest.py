@@ -6,6 +6,9 @@ import signal
 
 import pytest
 
+# Models of these sizes lose more to PyTorch's threads, which spin while they wait for one another, than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure():
     # A job in the background ignores Ctrl-C, and so would every command that a test starts and interrupts.
