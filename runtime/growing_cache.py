@@ -90,7 +90,7 @@ class GrowingDecoding(Decoding):
         decoder, binding = self._decoder, self._binding
         if binding is None:
             raise RoclineError(f"{decoder.interface.folder}: the text's cache is closed")
-        session, interface = decoder.session.ort, decoder.interface
+        interface = decoder.interface
         start = len(self.tokens)
         end = start + len(tokens)
         ids = {
@@ -107,10 +107,11 @@ class GrowingDecoding(Decoding):
             binding.bind_output(name, "cpu")
         for name in interface.present.values():
             binding.bind_output(name, decoder.device, decoder.device_id)
-        try:
-            session.run_with_iobinding(binding, self._options)
-        except Exception as error:
-            raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
+        with decoder.session.held() as session:
+            try:
+                session.run_with_iobinding(binding, self._options)
+            except Exception as error:
+                raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
         outputs: list[OrtValue] = binding.get_outputs()
         self._cache = dict(zip(interface.present, outputs[len(wanted) :], strict=True))
         self.tokens += tokens

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +161,16 @@ class Session:
             RoclineError: this session is closed.
         """
         return self._opened()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["onnxruntime.InferenceSession"]:
+        """Gives ONNX Runtime's session to a block during which other threads' runs, captures and closing wait.
+
+        Raises:
+            RoclineError: this session is closed.
+        """
+        with self._turn:
+            yield self._opened()
 
     @property
     def device(self) -> "Device":

@@ -1,6 +1,8 @@
 import gc
 import json
 import shutil
+import threading
+from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -321,6 +323,26 @@ def test_a_conversation_computes_only_what_is_new(endless_generator):
         assert again.tokens == ask(second).tokens
         # All of the prompt is there; its last token is computed again for its logits.
         assert ask(second, cache).reused_tokens == again.prompt_tokens - 1
+
+
+def test_closing_waits_for_a_run_of_a_growing_cache(tiny_decoder, monkeypatch):
+    generator = Generator(tiny_decoder("llama", cache="growing")[1])
+    session = generator._session.ort
+    closing = threading.Thread(target=generator.close)
+    run, open_in_the_run = session.run_with_iobinding, []
+
+    def run_while_another_closes(binding, options):
+        if not closing.ident:
+            closing.start()
+            closing.join(0.2)
+        open_in_the_run.append(generator._session.ort is session)
+        run(binding, options)
+
+    monkeypatch.setattr(session, "run_with_iobinding", run_while_another_closes)
+    with suppress(RoclineError):  # closed between two tokens, or not before the last
+        generator.generate("one two three", max_new_tokens=8)
+    closing.join(60)
+    assert open_in_the_run[:1] == [True]
 
 
 def test_a_growing_cache_goes_on_where_it_ended_and_nowhere_else(tiny_decoder):
