@@ -84,19 +84,22 @@ def test_one_operator_with_the_scale(scale, parts):
     np.testing.assert_allclose(run(after, **feeds())["y"], run(before, **feeds())["y"], atol=2e-6)
 
 
+PADDING = """
+    axes = Constant <value_ints = [1, 2]> ()
+    wide = Unsqueeze(attention_mask, axes)
+    seen = Cast <to = 1> (wide)
+    one = Constant <value_float = 1.0> ()
+    hidden = Sub(one, seen)
+    lowest = Constant <value_float = -3.4e38> ()
+    padding = Mul(hidden, lowest)
+"""
+
+
 def test_a_mask_of_the_input_becomes_positions():
     before = attention(
         inputs=f"{INPUTS}, int64[b, t] attention_mask",
-        before="""
-            axes = Constant <value_ints = [1, 2]> ()
-            wide = Unsqueeze(attention_mask, axes)
-            seen = Cast <to = 1> (wide)
-            one = Constant <value_float = 1.0> ()
-            hidden = Sub(one, seen)
-            lowest = Constant <value_float = -3.4e38> ()
-            bias = Mul(hidden, lowest)
-        """,
-        scores="raw = MatMul(qh, kt) scores = Add(raw, bias)",
+        before=PADDING,
+        scores="raw = MatMul(qh, kt) scores = Add(raw, padding)",
     )
     after, outcome = rewrite(before, Bidirectional())
     assert outcome.matched == 1
@@ -137,15 +140,6 @@ def test_what_only_looks_like_a_padding_mask_stays_a_bias(bias):
     np.testing.assert_allclose(run(after, **given)["y"], run(before, **given)["y"], atol=2e-6)
 
 
-PADDING = """
-    axes = Constant <value_ints = [1, 2]> ()
-    wide = Unsqueeze(attention_mask, axes)
-    seen = Cast <to = 1> (wide)
-    one = Constant <value_float = 1.0> ()
-    hidden = Sub(one, seen)
-    lowest = Constant <value_float = -3.4e38> ()
-    padding = Mul(hidden, lowest)
-"""
 # Hides nothing of so few tokens as a mask is tried out on.
 COUNTED = """
     shape = Shape <start = 1, end = 2> (attention_mask)
