@@ -219,8 +219,7 @@ class Session:
             DeviceError: a buffer is closed or elsewhere, or the device is out of memory.
             RoclineError: this session is closed.
         """
-        with self._turn:
-            self._opened()
+        with self.held():
             binding = Binding(self, self._bindable, {} if inputs is None else inputs, outputs, ready, capture)
             self._bindings.add(binding)
             return binding
@@ -276,8 +275,7 @@ class Session:
         try:
             if self._lane is not None:
                 # What no buffer holds, as strings; ONNX Runtime waits at the end of such a run.
-                with self._turn:
-                    self._opened()
+                with self.held():
                     values = session.run(names, inputs, run_options(wait=True))
             elif self._bfloat16:
                 from rocline.runtime import bfloat16
