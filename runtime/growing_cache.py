@@ -58,7 +58,8 @@ class GrowingDecoding(Decoding):
 
         super().__init__()
         self._decoder = decoder
-        self._binding = decoder.session.ort.io_binding()
+        with decoder.session.held() as session:
+            self._binding = session.io_binding()
         self._options = run_options(wait=True)
         self._value = OrtValue.ortvalue_from_numpy
         self._cache = self._nothing()
@@ -99,20 +100,21 @@ class GrowingDecoding(Decoding):
             "position_ids": np.arange(start, end, dtype=np.int64)[None],
         }
         fed = {name: self._value(ids[name]) for name in interface.tokens} | self._cache
-        for name, value in fed.items():
-            binding.bind_ortvalue_input(name, value)
-        # Bound anew each time: an output keeps its buffer otherwise, and the next one is larger.
-        binding.clear_binding_outputs()
-        for name in wanted:
-            binding.bind_output(name, "cpu")
-        for name in interface.present.values():
-            binding.bind_output(name, decoder.device, decoder.device_id)
+        # A binding looks into its session, which another thread may close between two runs.
         with decoder.session.held() as session:
+            for name, value in fed.items():
+                binding.bind_ortvalue_input(name, value)
+            # Bound anew each time: an output keeps its buffer otherwise, and the next one is larger.
+            binding.clear_binding_outputs()
+            for name in wanted:
+                binding.bind_output(name, "cpu")
+            for name in interface.present.values():
+                binding.bind_output(name, decoder.device, decoder.device_id)
             try:
                 session.run_with_iobinding(binding, self._options)
             except Exception as error:
                 raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
-        outputs: list[OrtValue] = binding.get_outputs()
+            outputs: list[OrtValue] = binding.get_outputs()
         self._cache = dict(zip(interface.present, outputs[len(wanted) :], strict=True))
         self.tokens += tokens
         return outputs

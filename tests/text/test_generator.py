@@ -345,6 +345,28 @@ def test_closing_waits_for_a_run_of_a_growing_cache(tiny_decoder, monkeypatch):
     assert open_in_the_run[:1] == [True]
 
 
+def test_a_growing_cache_lets_a_closed_session_alone(tiny_decoder):
+    generator = Generator(tiny_decoder("llama", cache="growing")[1])
+    text = generator._decoder.start(8)
+    text.extend([1, 2])
+    calls, binding = [], text._binding
+
+    class Watched:
+        def __getattr__(self, name):
+            calls.append(name)
+            return getattr(binding, name)
+
+    text._binding = Watched()
+    text.extend([3])
+    assert "bind_ortvalue_input" in calls
+    calls.clear()
+    generator.close()
+    with pytest.raises(RoclineError, match="the session is closed"):
+        text.extend([4])
+    # ONNX Runtime's binding reads from the session, which is gone.
+    assert calls == []
+
+
 def test_a_growing_cache_goes_on_where_it_ended_and_nowhere_else(tiny_decoder):
     with Generator(tiny_decoder("llama", cache="growing")[1]) as generator, generator.prefix_cache() as cache:
         # The first new token is never computed with.
