@@ -50,12 +50,14 @@ def test_one_call_of_each_kind_fails(model):
 
 
 @pytest.mark.slow
-def test_every_call_fails_and_the_list_is_needed(model):
+@pytest.mark.parametrize("mode", MODES)
+def test_every_call_fails_and_the_list_is_needed(model, mode):
     met = set()
     for scenario in SCENARIOS:
-        for mode in MODES:
-            _, calls = fault_sweep.discover(model, scenario, mode)
-            unknown, known = wrong(fault_sweep.sweep(model, scenario, mode, calls))
-            assert unknown == [], f"{scenario}, {mode}"
-            met |= known
-    assert sorted(set(fault_sweep.known_failures()) - met, key=str) == [], "no longer needed: take them off the list"
+        _, calls = fault_sweep.discover(model, scenario, mode)
+        unknown, known = wrong(fault_sweep.sweep(model, scenario, mode, calls))
+        assert unknown == [], scenario
+        met |= known
+    # Which calls are made is partly chance in threaded mode.
+    needless = set() if mode == "threaded" else set(fault_sweep.known_failures()) - met
+    assert sorted(needless, key=str) == [], "no longer needed: take them off the list"

@@ -1,12 +1,13 @@
 """One piece of work with a session, in a process of its own for each injected failure; prints a JSON object a line.
 
 Reads from standard input, one a line: the value of HIPSIM_FAIL, or nothing for a run without a failure. What is
-imported is imported once: each process is a fork, made before a GPU library is loaded.
+imported is imported once, and none of it is collected: each process is a fork, made before a GPU library is loaded.
 
 Arguments: the model, the scenario.
 """
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -19,10 +20,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime  # noqa: F401
+import rocm.bindings.hip  # noqa: F401  (opens no library before it is called)
 from onnx import TensorProto, helper, numpy_helper
 
 import rocline
-import rocline.runtime.devices
+import rocline.runtime.devices.hip
+import rocline.runtime.devices.host
 import rocline.runtime.io_binding
 
 PATIENCE = 600
@@ -163,6 +166,7 @@ def main() -> None:
     options = {"eager": {}, "captured": {"graph_capture": True}}[scenario]
     with rocline.Session(model, ["cpu"]) as session:
         expected = session.run({"x": X})["y"]
+    gc.freeze()
     for line in sys.stdin:
         failure = line.strip()
         reading, writing = os.pipe()
