@@ -10,7 +10,8 @@ EXTRAS := .[rocm,export,dev]
 BUILD_TOOLS := scikit-build-core ziglang cmake ninja
 WEIGHTS := from rocline.export import recipes; print(*recipes.requirements())
 STEPS := .venv/steps
-# A file's tests share what they make, and stay in one process; at most four of these, for the memory of an export.
+# A file's tests share what they make, and stay in one process, but in the sweeps, which share nothing that costs much; at
+# most four of these, for the memory of an export.
 PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
 NATIVE := $(shell find CMakeLists.txt custom_ops -name CMakeLists.txt -o -name '*.cmake' -o -name '*.cc' -o -name '*.h' \
   -o -name '*.hip' -o -name 'build*.py')
@@ -43,7 +44,7 @@ test: env
 	@$(MAKE) --no-print-directory summary
 
 test-slow: .venv/environment .venv/weights
-	$(call step,pytest on the long sweeps,$(PYTEST) -m slow)
+	$(call step,pytest on the long sweeps,$(PYTEST) --dist=worksteal -m slow)
 	@$(MAKE) --no-print-directory summary
 
 test-full: test test-slow

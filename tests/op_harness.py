@@ -88,12 +88,12 @@ def make_model(spec, case, dtype, arrays, types=None):
     return model.SerializeToString()
 
 
-def make_session(model, providers=("CPUExecutionProvider",)):
+def make_session(model, providers=("CPUExecutionProvider",), *, threads=2):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     custom_ops.register(options)
     return onnxruntime.InferenceSession(model, options, providers=list(providers))
 

@@ -19,8 +19,8 @@ struct Run {
 
 struct Running {
   const char* kernel = nullptr;
-  std::uintptr_t image, image_end, arguments, arguments_end;
-  std::uintptr_t stack;  // of the thread, on which the fibers are made
+  std::uintptr_t image = 0, image_end = 0, arguments = 0, arguments_end = 0;
+  std::uintptr_t stack = 0;  // of the thread, on which the fibers are made
   Run runs[kRuns];
   unsigned long now = 0;
   bool reported = false;
@@ -42,19 +42,21 @@ void tell(Run& run) {
 void check_access(const void* address, std::size_t bytes, bool writes) {
   const auto start = reinterpret_cast<std::uintptr_t>(address), end = start + bytes;
   const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-  if (!running.kernel || running.stack - here < kScheduler || start - here + kStack < 2 * kStack ||
-      (start >= running.image && end <= running.image_end) ||
-      (start >= running.arguments && end <= running.arguments_end))
+  // Most accesses are to the fiber's own stack: known without the thread's state, which takes a call to find.
+  if (start - here + kStack < 2 * kStack) return;
+  Running& self = running;
+  if (!self.kernel || self.stack - here < kScheduler || (start >= self.image && end <= self.image_end) ||
+      (start >= self.arguments && end <= self.arguments_end))
     return;
-  ++running.now;
-  Run* oldest = &running.runs[0];
-  for (Run& run : running.runs) {
+  ++self.now;
+  Run* oldest = &self.runs[0];
+  for (Run& run : self.runs) {
     if (run.used && run.writes == writes && start >= run.start && start <= run.end) {
       // A fault at the next page would come before the report: told up to here first.
       const bool next_page = end > run.end && (end - 1) / kPage != run.start / kPage;
       if (!next_page) {
         if (end > run.end) run.end = end;
-        run.used = running.now;
+        run.used = self.now;
         return;
       }
       tell(run);
@@ -64,7 +66,7 @@ void check_access(const void* address, std::size_t bytes, bool writes) {
     if (run.used < oldest->used) oldest = &run;
   }
   tell(*oldest);
-  *oldest = {start, end, writes, running.now};
+  *oldest = {start, end, writes, self.now};
   // The first access of a run is looked at now, so that what is wrong is reported before it faults.
   const bool known = touch(address, bytes, writes);
   if (!known) tell(*oldest);
