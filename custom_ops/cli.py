@@ -1,18 +1,22 @@
 """``rocline ops``: the custom operators, their code objects and the cache of those compiled at first use."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from rocline.errors import RoclineError
+
 
 @click.group()
 def ops() -> None:
-    """The custom operators and their GPU code."""
+    """Show the custom operators and build their GPU code."""
 
 
 @ops.command("list")
 def list_ops() -> None:
-    """Every operator, and the architectures that its GPU code is built for."""
+    """List the operators, and the architectures with GPU code."""
     from rocline import custom_ops
 
     click.echo(f"library  {custom_ops.library_path()}")
@@ -24,13 +28,18 @@ def list_ops() -> None:
 
 
 @ops.command()
-@click.option("--arch", "architectures", multiple=True, help="an architecture such as gfx1152; default: all")
-@click.option("--op", "names", multiple=True, help="an operator's folder such as add_scale; default: all")
+@click.option("--arch", "architectures", multiple=True, help="Such as gfx1152; repeatable.  [default: all]")
+@click.option("--op", "names", multiple=True, help="Folder of an operator; repeatable.  [default: all]")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 def build(architectures: tuple[str, ...], names: tuple[str, ...], out: Path) -> None:
-    """Compile code objects into OUT; ROCLINE_CODE_OBJECTS=OUT makes the library use them."""
+    """Compile kernels into the folder OUT.
+
+    ROCLINE_CODE_OBJECTS=OUT makes the library use them.
+    """
     from rocline.custom_ops.build import ARCHITECTURES, build_op, op_folders
 
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     for name in names or [folder.name for folder in op_folders()]:
         built = build_op(name, architectures or ARCHITECTURES, out)
         click.echo(f"{name}: {len(built)} code objects in {out}")
@@ -39,16 +48,21 @@ def build(architectures: tuple[str, ...], names: tuple[str, ...], out: Path) -> 
 @ops.command()
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def table(out: Path) -> None:
-    """Write the kernels' registers and memory for every architecture to OUT, as Markdown."""
+    """Write the kernels' registers and memory to the file OUT.
+
+    A Markdown page with a table an operator, for every architecture that the package was built for.
+    """
     from rocline.custom_ops.kernel_table import kernel_table
 
-    out.write_text(kernel_table())
+    text = kernel_table()
+    with _writing(out):
+        out.write_text(text)
 
 
 @ops.command()
-@click.option("--clear", is_flag=True, help="delete what is in it")
+@click.option("--clear", is_flag=True, help="Delete them.")
 def cache(clear: bool) -> None:
-    """Show (or clear) the code objects that hiprtc compiled on this machine."""
+    """Show what hiprtc compiled on this machine."""
     from rocline.custom_ops import cache_folder
 
     folder = cache_folder()
@@ -58,3 +72,11 @@ def cache(clear: bool) -> None:
         if clear:
             path.unlink(missing_ok=True)
         click.echo(f"  {path.name}{'  deleted' if clear else ''}")
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RoclineError(f"{out}: cannot be written: {error.strerror}") from None

@@ -29,7 +29,7 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of a line.")
 def export(source: str, out: Path, as_json: bool, **arguments: Any) -> None:
-    """Exports SOURCE into the model folder OUT.
+    """Export SOURCE into the model folder OUT.
 
     SOURCE is a recipe (see 'rocline models'), a Hugging Face folder, a .gguf or .onnx file, or a hub id.
     """
@@ -60,7 +60,7 @@ def export(source: str, out: Path, as_json: bool, **arguments: Any) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
-    """Lists the recipes: models that rocline is known to export."""
+    """List the recipes: models that rocline is known to export."""
     from rocline.export import recipes
 
     rows: list[dict[str, Any]] = [

@@ -30,9 +30,10 @@ _QUESTION = "Why do graphics processors suit neural networks?"
     "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Length of the answer."
 )
 def demo(out: Path | None, keep: bool, max_new_tokens: int) -> None:
-    """Exports MiniLM and SmolLM2-135M from their real weights, and runs both.
+    """Export MiniLM and SmolLM2-135M and run both.
 
-    MiniLM tells which sentences mean the same, SmolLM2 answers a question. Models already in --out are replaced.
+    MiniLM tells which sentences mean the same, SmolLM2 answers a question; their weights are the published ones. Models
+    already in --out are replaced.
     """
     stages = _Stages()
     with _folder(out, keep) as folder, _without_warnings():

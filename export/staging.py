@@ -54,13 +54,12 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
     folder: Path | None = None
     try:
         with _sigterm_raises(), _plain_disk_errors(out):
-            made = _make_parents(out.parent)
-            folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+            folder = _make_folder(out, made)
             yield folder
             _widen_permissions(folder)
             check_destination(out, force=force)
             _move_in(folder, out)
-            made = []
+            made.clear()
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -69,12 +68,18 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _make_parents(parent: Path) -> list[Path]:
-    """Makes the missing folders down to ``parent``; returns those it made, outermost first."""
-    missing = [folder for folder in (*reversed(parent.parents), parent) if not folder.exists()]
-    for folder in missing:
-        folder.mkdir()
-    return missing
+def _make_folder(out: Path, made: list[Path]) -> Path:
+    """Makes the folder that becomes ``out``; adds the parents that it makes for it to ``made``, outermost first."""
+    try:
+        for parent in (*reversed(out.parent.parents), out.parent):
+            if not parent.exists():
+                parent.mkdir()
+                made.append(parent)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
+        raise _cannot_be_written(out, error) from error
 
 
 def _widen_permissions(folder: Path) -> None:
@@ -110,8 +115,12 @@ def _plain_disk_errors(out: Path) -> Iterator[None]:
                 f"{out}: no space to write it ({error.strerror}): free some, or choose another disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise ExportError(f"{out}: cannot be written ({error.strerror}: {error.filename})") from error
+            raise _cannot_be_written(out, error) from error
         raise
+
+
+def _cannot_be_written(out: Path, error: OSError) -> ExportError:
+    return ExportError(f"{out}: cannot be written ({error.strerror}: {error.filename})")
 
 
 @contextlib.contextmanager

@@ -44,10 +44,10 @@ def run(
     as_json: bool,
     session_arguments: dict[str, Any],
 ) -> None:
-    """Run MODEL, a model folder or an .onnx file, on tensors from files or made up.
+    """Run MODEL once on tensors from files, or made up.
 
-    Prints each output's dtype, shape and range, and where the model ran. Made-up numbers are normally distributed,
-    made-up whole numbers are 0 or 1.
+    MODEL is a model folder or an .onnx file. Prints each output's dtype, shape and range, and where the model ran.
+    Made-up numbers are normally distributed, made-up whole numbers are 0 or 1.
     """
     files = dict(_pair(text, "=", "--input", "NAME=FILE") for text in inputs)
     sizes = {name: _number(size, "--dim") for name, size in (_pair(t, "=", "--dim", "SYMBOL=N") for t in dims)}
@@ -87,7 +87,10 @@ def run(
 @click.option("--verify", is_flag=True, help="Compare the files' SHA-256 with the manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(model: Path, verify: bool, as_json: bool) -> None:
-    """Show what is in MODEL, a model folder or an .onnx file: source, interface, operators, parity, files."""
+    """Show what is in MODEL, a model folder or an .onnx file.
+
+    That is its source, interface, operators, parity at export, and files. Loads no weights.
+    """
     from rocline.runtime import inspection
 
     found = inspection.inspect(model, verify=verify)
@@ -97,7 +100,10 @@ def inspect(model: Path, verify: bool, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Show what this machine can run, and what keeps it from running more. Exits with 1 if it can run nothing."""
+    """Show what this machine can run, and what is missing.
+
+    Exits with 1 if it can run nothing.
+    """
     from rocline.runtime import doctor as facts
 
     found = facts.diagnose()

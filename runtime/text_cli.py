@@ -93,7 +93,7 @@ def generate(
 def chat(
     model: Path, system: str | None, capacity: int | None, session_arguments: dict[str, Any], **options: Any
 ) -> None:
-    """Talk with MODEL, the folder of a model that has a chat template.
+    """Talk with MODEL, a model folder with a chat template.
 
     Each line is a message. /reset forgets the conversation; /exit or Ctrl-D ends. In a terminal Ctrl-C stops an
     answer.

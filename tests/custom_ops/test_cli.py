@@ -1,4 +1,6 @@
+import pytest
 from click.testing import CliRunner
+from command_line import rocline
 
 from rocline.custom_ops import cli, code_object
 
@@ -23,6 +25,12 @@ def test_build_compiles_one_op_for_one_architecture(tmp_path):
 def test_build_of_an_unknown_op_names_the_known(tmp_path):
     result = CliRunner().invoke(cli.ops, ["build", "--op", "nothing", str(tmp_path)])
     assert "the operators are add_scale" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [["build", "--op", "add_scale"], ["table"]])
+def test_what_cannot_be_written_is_named(command):
+    result = rocline("ops", *command, "/proc/no/out")
+    assert (result.status, result.err) == (1, "rocline: /proc/no/out: cannot be written: No such file or directory\n")
 
 
 def test_cache_shows_and_clears(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import errno
 import os
 import signal
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,9 @@ def test_what_must_not_be_written_is_refused(tmp_path):
         (other, True, f"holds files but no {MANIFEST_NAME}"),
         (link, True, "is a symbolic link"),
         (file / "out", False, "cannot be written"),
+        # Where nothing can be made, even by root.
+        (Path("/proc/no/out"), False, r"/proc/no/out: cannot be written \(No such file or directory: /proc/no\)"),
+        (tmp_path / "new" / ("x" * 250), False, "File name too long"),
     ):
         with pytest.raises(ExportError, match=message), staged(out, force=force):
             pytest.fail("the block must not run")
