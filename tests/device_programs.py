@@ -297,7 +297,7 @@ def without(edge):
         # Pinned memory is taken again while its copy is in flight.
         "staging": (Staging, "_collect", _collect_at_once),
         # The host reads what a copy has not brought yet.
-        "fetch": (HostCopy, "view", _view_at_once),
+        "fetch": (HostCopy, "_wait", _read_at_once),
         # A stream waits for nothing.
         "wait": (Stream, "wait", lambda self, other: None),
     }
@@ -319,12 +319,12 @@ def _collect_at_once(self):
         self._free.append(self._busy.popleft()[0])
 
 
-def _view_at_once(self):
+def _read_at_once(self):
     with mock.patch.object(self._event, "synchronize"):
-        return _view(self)
+        return _wait_for_copy(self)
 
 
-_view = HostCopy.view
+_wait_for_copy = HostCopy._wait
 
 
 def main():

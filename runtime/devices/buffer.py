@@ -1,8 +1,9 @@
 """Buffer: a tensor in a device's memory that knows which streams it was used on, so that no use of it can be a race."""
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ class Buffer(Closing):
     Work that something else queues, as ONNX Runtime or a DLPack consumer does, is announced by `use` or ordered by
     `Stream.wait`.
 
+    Args:
+        storage: the memory; the buffer takes over a hold of it.
+        shape, dtype, stream: the attributes.
+
     Attributes:
         device: where it is.
         stream: the stream it was allocated for.
@@ -42,7 +47,6 @@ class Buffer(Closing):
         self.device, self.stream, self.shape, self.dtype = storage.device, stream, tuple(shape), dtype
         self.nbytes = math.prod(self.shape) * dtype.itemsize
         self.storage = storage
-        storage.hold()
         self.closed = False
         self.device.close_with(self)
 
@@ -68,15 +72,16 @@ class Buffer(Closing):
 
     @property
     def array(self) -> Array:
-        """The memory itself as a NumPy array, without a copy; the buffer must outlive it.
+        """The memory itself as a NumPy array, without a copy; it stays as long as the array does.
 
         Raises:
             DeviceError: the host cannot see the device's memory (see `numpy`), or the buffer is closed.
         """
-        self.check_open()
+        self._hold()
         if not self.device.driver.host_memory:
+            self.storage.let_go()
             raise DeviceError(f"{self}: the host cannot see this memory; numpy() copies it")
-        array = host_bytes(self.storage.pointer, self.nbytes).view(self.dtype).reshape(self.shape)
+        array: Array = np.asarray(_Held(self.storage, self.nbytes)).view(self.dtype).reshape(self.shape)
         if self.read_only:
             array.flags.writeable = False
         return array
@@ -147,16 +152,16 @@ class Buffer(Closing):
         if self.nbytes > CHUNK and target.flags.c_contiguous:
             self._download(target, stream)
             return
-        with self.fetch(stream=stream) as copy:
-            np.copyto(target, copy.view().reshape(target.shape))
+        with self.fetch(stream=stream).arrived() as array:
+            np.copyto(target, array.reshape(target.shape))
 
     def fill(self, byte: int, *, stream: "Stream") -> None:
         """Queues setting every byte to ``byte``, 0 to 255, on ``stream``."""
         if not 0 <= byte <= 255:
             raise DeviceError(f"fill: {byte}, expected a byte from 0 to 255")
-        with stream.queueing():
+        with stream.queueing(), self.held() as pointer:
             self.use(stream, write=True)
-            self.device.driver.fill(self.storage.pointer, byte, self.nbytes, stream.handle)
+            self.device.driver.fill(pointer, byte, self.nbytes, stream.handle)
 
     def fetch(self, *, stream: "Stream | None" = None) -> "HostCopy":
         """Queues a copy to the host and returns at once; `HostCopy.numpy` waits for it.
@@ -195,7 +200,27 @@ class Buffer(Closing):
         wanted = math.prod(made_shape) * made_dtype.itemsize
         if wanted > self.nbytes:
             raise DeviceError(f"view {made_dtype.name} {made_shape}: {wanted:,} bytes, {self} has {self.nbytes:,}")
+        self._hold()
         return Buffer(self.storage, made_shape, made_dtype, self.stream)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int]:
+        """Gives the address to a block during which the memory stays, whoever closes the buffer.
+
+        Raises:
+            DeviceError: the buffer is closed.
+        """
+        self._hold()
+        try:
+            yield self.storage.pointer
+        finally:
+            self.storage.let_go()
+
+    def _hold(self) -> None:
+        self.check_open()
+        if not self.storage.hold():
+            # Another thread closed it just now.
+            raise DeviceError(f"{self}: closed")
 
     def __dlpack__(
         self,
@@ -222,8 +247,8 @@ class Buffer(Closing):
             BufferError: the consumer cannot have it without a copy that it forbids, on that device, or read-only.
             DeviceError: the buffer is closed, or ``stream`` means nothing on its device.
         """
-        self.check_open()
-        return dlpack.export(self, stream, max_version, dl_device, copy)
+        with self.held():
+            return dlpack.export(self, stream, max_version, dl_device, copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Returns DLPack's numbers of the device's type and of the device."""
@@ -234,16 +259,13 @@ class Buffer(Closing):
 
         Memory that a view or a DLPack consumer holds stays until they let go too. A second call does nothing.
         """
-        if self.closed:
-            return
-        self.closed = True
-        self.storage.let_go()
+        if self._end():
+            self.storage.let_go()
 
     def _copy_on_device(self, source: "Buffer", stream: "Stream") -> None:
-        target, begin = self.pointer, source.pointer
-        if target != begin and abs(target - begin) < self.nbytes:
-            raise DeviceError(f"copy_from: {source} and {self} overlap, by all but {abs(target - begin):,} bytes")
-        with stream.queueing():
+        with stream.queueing(), self.held() as target, source.held() as begin:
+            if target != begin and abs(target - begin) < self.nbytes:
+                raise DeviceError(f"copy_from: {source} and {self} overlap, by all but {abs(target - begin):,} bytes")
             source.use(stream)
             self.use(stream, write=True)
             if target != begin:
@@ -257,9 +279,9 @@ class Buffer(Closing):
             piece = source[start : start + CHUNK]
             with staging.lend(piece.nbytes, stream) as pinned:
                 host_bytes(pinned, piece.nbytes)[:] = piece
-                with stream.queueing():
+                with stream.queueing(), self.held() as pointer:
                     self.use(stream, write=True)
-                    driver.copy(self.storage.pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
+                    driver.copy(pointer + start, pinned, piece.nbytes, Direction.TO_DEVICE, stream.handle)
 
     def _download(self, target: Array, stream: "Stream") -> None:
         """Fills a contiguous array piece by piece, the next on its way while the host moves one: little is pinned."""
@@ -269,8 +291,8 @@ class Buffer(Closing):
         for piece, following in zip_longest(pieces, pieces[1:]):
             if following is not None:
                 coming.append(HostCopy(self, stream, following))
-            with coming.popleft() as copy:
-                flat[piece.start : piece.stop] = copy.view()
+            with coming.popleft().arrived() as array:
+                flat[piece.start : piece.stop] = array
 
     def _check_fit(self, call: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> None:
         if dtype != self.dtype or nbytes != self.nbytes:
@@ -278,6 +300,22 @@ class Buffer(Closing):
                 f"{call}: {dtype.name} {shape} has {nbytes:,} bytes, {self} has {self.nbytes:,}: "
                 "dtype and size have to be equal"
             )
+
+
+class _Held:
+    """Memory of the host for NumPy, which keeps this as long as an array on it lives."""
+
+    def __init__(self, storage: Storage, nbytes: int) -> None:
+        self.storage = storage
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (nbytes,),
+            "data": (storage.pointer, False),
+        }
+
+    def __del__(self) -> None:
+        self.storage.let_go()
 
 
 def allocate(device: "Device", shape: int | Sequence[int], dtype: Any, stream: "Stream") -> Buffer:
@@ -292,8 +330,6 @@ def allocate(device: "Device", shape: int | Sequence[int], dtype: Any, stream: "
         block.streams = block.streams | storage.streams
         block.strangers = storage.strangers
         device.pool.give_back(block)
-        if device.closed:
-            device.pool.trim()
 
     return Buffer(Storage(device, block.pointer, nbytes, stream, release), made_shape, made_dtype, stream)
 

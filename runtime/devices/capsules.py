@@ -142,6 +142,7 @@ def lend(buffer: "Buffer", flags: int, *, versioned: bool) -> Any:
     deleter = _DELETER.value
     managed = _Versioned(*VERSION, None, deleter, flags, tensor) if versioned else _Legacy(tensor, None, deleter)
     address = ctypes.addressof(managed)
+    # It is held already, by who exports it.
     buffer.storage.hold()
     _LENT[address] = managed, sizes, buffer.storage
     return _capsule_new(address, managed.name, _DESTRUCTOR)

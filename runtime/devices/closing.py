@@ -22,6 +22,11 @@ class Closing(ABC):
     def close(self) -> None:
         """Gives back what this holds; a second call does nothing."""
 
+    def _end(self) -> bool:
+        """Marks this as closed; whether it was open, which one of several threads is told."""
+        # One step, which no other thread comes between: what is left is the class's own.
+        return not self.__dict__.pop("closed", True)
+
     def __enter__(self: Self) -> Self:
         return self
 

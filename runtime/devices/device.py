@@ -65,6 +65,7 @@ class Device(Closing):
         self._idle_events: deque[int] = deque()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._users: weakref.WeakSet[Closing] = weakref.WeakSet()
+        self._closing = False
         self.closed = False
         # What is still open when the process ends is closed while the runtime can still be called.
         self._at_exit = weakref.finalize(self, _close_at_exit, weakref.ref(self))
@@ -168,13 +169,14 @@ class Device(Closing):
         if self.closed:
             return
         with self.driver.lock:
+            self._closing = True
             users, streams = list(self._users), list(self._streams)
         # Each step is tried even where one before it fails.
         with contextlib.ExitStack() as last_first:
             last_first.callback(self._at_exit.detach)
             last_first.callback(setattr, self, "closed", True)
             last_first.callback(self._destroy_events)
-            last_first.callback(self.pool.trim)
+            last_first.callback(self.pool.close)
             last_first.callback(self.staging.close)
             for stream in streams:
                 if stream.owned:
@@ -195,10 +197,14 @@ class Device(Closing):
     def close_with(self, item: Closing) -> None:
         """Closes ``item`` when this device is closed, unless it is closed or dropped before."""
         with self.driver.lock:
+            late = self._closing
             if isinstance(item, Stream):
                 self._streams.add(item)
             else:
                 self._users.add(item)
+        if late:
+            # Another thread closes this device, and has asked already what there is.
+            item.close()
 
     def record(self, stream: int) -> Event:
         """Returns an event that stands for all that was queued so far on a stream of this device, by its handle."""

@@ -1,10 +1,13 @@
 """HostCopy: a buffer's contents on their way to the host."""
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rocline.errors import DeviceError
 from rocline.runtime.devices.closing import Closing
 from rocline.runtime.devices.driver import Direction
 
@@ -43,10 +46,9 @@ class HostCopy(Closing):
         driver, self._staging = buffer.device.driver, buffer.device.staging
         self._block = self._staging.take(self._nbytes)
         try:
-            with stream.queueing():
+            with stream.queueing(), buffer.held() as pointer:
                 buffer.use(stream)
-                source = buffer.pointer + start
-                driver.copy(self._block[0], source, self._nbytes, Direction.TO_HOST, stream.handle)
+                driver.copy(self._block[0], pointer + start, self._nbytes, Direction.TO_HOST, stream.handle)
         except BaseException:
             self._staging.give_back(self._block, self._staging.mark(self._block, stream))
             raise
@@ -66,20 +68,31 @@ class HostCopy(Closing):
     def view(self) -> Array:
         """Waits for the copy and returns it in place: an array that is valid until this is closed."""
         self.check_open()
-        self._event.synchronize()
-        return host_bytes(self._block[0], self._nbytes).view(self.dtype).reshape(self.shape)
+        return self._wait()
+
+    @contextlib.contextmanager
+    def arrived(self) -> Iterator[Array]:
+        """Waits for the copy and gives it in place to a block, whoever closes the device meanwhile; closes this."""
+        if not self._end():
+            raise DeviceError(f"{self}: closed")
+        try:
+            yield self._wait()
+        finally:
+            self._staging.give_back(self._block, self._event)
 
     def numpy(self) -> Array:
         """Waits for the copy, closes this, and returns an array of the caller's own."""
-        with self:
-            return self.view().copy()
+        with self.arrived() as array:
+            return array.copy()
 
     def close(self) -> None:
         """Gives the memory back, for use when the copy is done; a second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        self._staging.give_back(self._block, self._event)
+        if self._end():
+            self._staging.give_back(self._block, self._event)
+
+    def _wait(self) -> Array:
+        self._event.synchronize()
+        return host_bytes(self._block[0], self._nbytes).view(self.dtype).reshape(self.shape)
 
 
 def host_bytes(pointer: int, nbytes: int) -> Array:

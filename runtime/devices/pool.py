@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rocline.errors import DeviceMemoryError
+from rocline.errors import DeviceError, DeviceMemoryError
 from rocline.runtime.devices.driver import Driver
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Pool:
         self._free: defaultdict[int, list[Block]] = defaultdict(list)
         # A buffer may be collected, and give its block back, in the midst of any line here: appending is all it does.
         self._returned: deque[Block] = deque()
+        self._closed = False
         self._used = self._cached = self._peak = self._allocations = self._reuses = 0
 
     @property
@@ -84,9 +85,12 @@ class Pool:
 
         Raises:
             DeviceMemoryError: the device has not enough memory, or the limit is reached.
+            DeviceError: the device is closed.
         """
         size = size_class(nbytes)
         with self._driver.lock:
+            if self._closed:
+                raise DeviceError(f"{self._name}: closed")
             self._collect()
             block = self._reuse(size, stream) or self._allocate(size, nbytes)
             block.streams = {stream}
@@ -98,6 +102,14 @@ class Pool:
     def give_back(self, block: Block) -> None:
         """Takes ``block`` back; work that uses it may still be queued on the streams it names."""
         self._returned.append(block)
+        if self._closed:
+            self.trim()
+
+    def close(self) -> None:
+        """Frees what is kept, and from now on what comes back; nothing more is handed out."""
+        with self._driver.lock:
+            self._closed = True
+            self.trim()
 
     def trim(self) -> int:
         """Frees what is kept for later, after waiting for the work that uses it; returns how many bytes that were."""

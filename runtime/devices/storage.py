@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Storage:
-    """Memory that buffers which are views of each other, and DLPack consumers, share.
+    """Memory that buffers which are views of each other, and DLPack consumers, share; who makes it is its first holder.
 
     Attributes:
         device: where it is.
@@ -35,29 +35,27 @@ class Storage:
         self.writer = stream
         self.readers: set[Stream] = set()
         self.strangers = False
-        # Counted without a lock, since the collector may drop a buffer in the midst of any line: one item a holder, and
-        # one for the last of them to take.
-        self._holders: list[None] = []
-        self._release = [release]
+        # One item a holder, counted without a lock, since the collector may drop a buffer in the midst of any line. The
+        # first is who made this; who takes that one is the last.
+        self._holders: list[Callable[[Storage], None] | None] = [release]
 
     @property
     def streams(self) -> "set[Stream]":
         """Every stream whose work may still use the memory."""
         return self.readers | ({self.writer} if self.writer is not None else set())
 
-    def hold(self) -> None:
-        """Counts one more holder."""
+    def hold(self) -> bool:
+        """Counts one more holder; False, and none more, if the last one let go before."""
         self._holders.append(None)
+        if self._holders[0] is not None:
+            return True
+        self._holders.pop()
+        return False
 
     def let_go(self) -> None:
         """Counts one holder less; the memory goes back with the last one."""
-        self._holders.pop()
-        if not self._holders:
-            try:
-                release = self._release.pop()
-            except IndexError:
-                # Another thread let go at the same time.
-                return
+        release = self._holders.pop()
+        if release is not None:
             release(self)
 
     def use(self, stream: "Stream", write: bool) -> None:

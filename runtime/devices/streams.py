@@ -139,7 +139,8 @@ class Event(Closing):
 
     def check_open(self) -> None:
         """Raises DeviceError if this, or the device that it was made on, is closed."""
-        self.closed = self.closed or (self._owned and self.device.closed)
+        if self._owned and self.device.closed:
+            self._end()
         super().check_open()
 
     @property
@@ -159,8 +160,5 @@ class Event(Closing):
 
     def close(self) -> None:
         """Gives the event back; streams that wait for it already go on waiting. A second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        if self._owned:
+        if self._end() and self._owned:
             self.device.give_back_event(self.handle)
