@@ -3,7 +3,7 @@
 import functools
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,26 @@ class Exported:
 
 def exported(kind: str, folder: Path) -> Exported:
     """Returns one of `tiny_models.KINDS` with its ONNX files copied into ``folder``."""
-    model, task, fed, files = _trace(kind)
-    copies = {path.name: Path(shutil.copy(path, folder / path.name)) for path in files}
-    return Exported(model, task, fed, copies)
+    made = _traced_kind(kind)
+    copies = {name: Path(shutil.copy(path, folder / name)) for name, path in made.files.items()}
+    return replace(made, files=copies)
 
 
-@functools.cache
-def _trace(kind: str) -> tuple[Any, str, samples.Samples, list[Path]]:
-    folder = Path(_scratch().name) / kind
-    task = tiny_models.save(kind, folder / "source")
+def traced(folder: Path, task: str) -> Exported:
+    """Traces the Hugging Face folder ``source`` in ``folder``."""
     checkpoint = sources.resolve(folder / "source", scratch=folder)
     model = optimum_export.load_model(checkpoint, checkpoint.config(), task)
     (folder / "onnx").mkdir()
     opset = optimum_export.default_opset(model, task)
     files = optimum_export.trace(model, task, folder / "onnx", opset=opset)
-    return model, task, samples.make(task, folder / "source", model.config), files
+    fed = samples.make(task, folder / "source", model.config)
+    return Exported(model, task, fed, {path.name: path for path in files})
+
+
+@functools.cache
+def _traced_kind(kind: str) -> Exported:
+    folder = Path(_scratch().name) / kind
+    return traced(folder, tiny_models.save(kind, folder / "source"))
 
 
 @functools.cache

@@ -25,7 +25,7 @@ def rewrite(proto, *rules, target="rocm", dtype="fp32", **more):
     """Applies rules, each seeing shapes; returns the rewritten model and the outcome of the last one."""
     from dataclasses import replace
 
-    from rocline.export.passes.shapes import KnownSizes
+    from rocline.export.passes.known_sizes import KnownSizes
     from rocline.export.passes.tidying import Tidy
 
     loaded = ir.from_proto(proto)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from rocline.custom_ops.rewriting import MARKERS, Context, Outcome, Rule
 from rocline.export import parity, passes, targets
-from rocline.export.passes import idle_nodes, shapes, tidying
+from rocline.export.passes import idle_nodes, known_sizes, tidying
 
 _MARKERS = {"RmsNorm", "RotaryTable", "Rotary", "CacheAppend", "Attention", "Activation", "LastToken"}
 _DTYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
@@ -101,7 +101,7 @@ def sampling(given: Context) -> Context:
 def apply(marked: Graph, *rules: Rule, given: Context | None = None) -> Lowered:
     """Runs rules over a graph whose shapes are known, as the pipeline does."""
     model = ir.from_proto(marked.model)
-    first = (idle_nodes.IdleNodes(), shapes.KnownSizes())
+    first = (idle_nodes.IdleNodes(), known_sizes.KnownSizes())
     outcomes = passes.apply(model, (*first, *rules, tidying.Tidy()), given or context())
     return Lowered(outcomes[len(first) : -1], model)
 

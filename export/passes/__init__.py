@@ -16,8 +16,9 @@ from rocline.export import element_types
 from rocline.export.passes.activations import Activations
 from rocline.export.passes.gelu import Gelu
 from rocline.export.passes.idle_nodes import IdleNodes, IdleReshapes
+from rocline.export.passes.known_sizes import KnownSizes
 from rocline.export.passes.last_token import LastToken
-from rocline.export.passes.shapes import InferShapes, KnownSizes
+from rocline.export.passes.shapes import InferShapes
 from rocline.export.passes.skip_layer_normalization import SkipLayerNormalization
 from rocline.export.passes.tidying import Duplicates, Tidy
 from rocline.export.targets import Target

@@ -3,8 +3,8 @@
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from rocline.custom_ops.rewriting import Context, Outcome, Rule, replace
-from rocline.custom_ops.rule_values import reshapes_to
+from rocline.custom_ops.rewriting import Context, Outcome, Rule, constant, replace
+from rocline.custom_ops.rule_values import reshapes_to, same_size
 from rocline.export.passes import shapes
 
 
@@ -29,7 +29,7 @@ class IdleNodes(Rule):
 
 
 class IdleReshapes(Rule):
-    """Removes what reshapes a value to the shape that it has, once the shapes are known."""
+    """Removes what reshapes a value to the shape that it has, or cuts nothing off it, once the shapes are known."""
 
     name = "idle reshapes"
     made = "removed"
@@ -38,7 +38,7 @@ class IdleReshapes(Rule):
         """Counts what it removed; shapes are inferred again, since those behind it are better known now."""
         removed = 0
         for node in list(model.graph.all_nodes()):
-            if node.op_type == "Reshape" and not node.domain and _same_shape(node):
+            if not node.domain and (_same_shape(node) or _cuts_nothing(node)):
                 assert node.inputs[0] is not None
                 replace(node.outputs[0], node.inputs[0])
                 removed += 1
@@ -48,10 +48,23 @@ class IdleReshapes(Rule):
 
 
 def _same_shape(reshape: ir.Node) -> bool:
-    before, after = reshape.inputs[0], reshape.outputs[0]
+    before, after = reshape.inputs[0] if reshape.op_type == "Reshape" else None, reshape.outputs[0]
     if before is None or before.shape is None or after.shape is None or after.is_graph_output():
         return False
     return reshapes_to(after.shape, before.shape)
+
+
+def _cuts_nothing(slice_: ir.Node) -> bool:
+    """Tells whether one axis is sliced from its start to its size, as masks are to the number of keys."""
+    if slice_.op_type != "Slice" or len(slice_.inputs) < 4 or slice_.outputs[0].is_graph_output():
+        return False
+    source, start, stop, *rest = slice_.inputs
+    first, axis, step = (constant(value) for value in (start, *rest, None)[:3])
+    whole = all(value is not None and value.size == 1 for value in (first, axis)) and first.item() == 0
+    if not whole or (len(rest) > 1 and (step is None or step.item() != 1)) or source is None or source.shape is None:
+        return False
+    size = shapes.size_held(stop)
+    return size is not None and same_size(size, source.shape[int(axis.item())])
 
 
 def _same_type(cast: ir.Node, source: ir.Value) -> bool:

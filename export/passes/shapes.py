@@ -1,21 +1,16 @@
-"""Shapes of the values of a graph, and the sizes that the tracer computes though they are known."""
+"""Shapes of the values of a graph."""
 
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnxscript import optimizer
 
 from rocline.custom_ops import rewriting
-from rocline.custom_ops.rewriting import Context, Outcome, Rule
+from rocline.custom_ops.rewriting import Context, Outcome, Rule, constant, producer
 
 # Larger initializers are weights, whose values no shape depends on.
-_SHAPE_ELEMENTS = 128
-# What is known after the first round makes more known in the second.
-_ROUNDS = 2
+SHAPE_ELEMENTS = 128
 # Operators that ONNX's inference does not know, with outputs shaped like an input: output index -> input index.
 _SHAPED_LIKE = {
     "rocline::CachedAttention": {0: 0},
@@ -31,26 +26,6 @@ _SHAPED_LIKE = {
     "com.microsoft::QuickGelu": {0: 0},
     "com.microsoft::SkipLayerNormalization": {0: 0, 3: 0},
 }
-
-
-class KnownSizes(Rule):
-    """Sizes that do not depend on the input become constants, and so does what is computed from constants alone."""
-
-    name = "known sizes"
-    made = "removed: known when exported"
-
-    def apply(self, model: ir.Model, context: Context) -> Outcome:
-        """Infers the shapes of all values on the way; later passes read them."""
-        before = sum(1 for _ in model.graph.all_nodes())
-        for _ in range(_ROUNDS):
-            infer(model)
-            for graph in (model.graph, *model.graph.subgraphs()):
-                _fold_sizes(graph)
-                _fold_targets(graph)
-            optimizer.fold_constants(model, onnx_shape_inference=False)
-        infer(model)
-        folded = before - sum(1 for _ in model.graph.all_nodes())
-        return Outcome(self.name, self.made, max(0, folded))
 
 
 class InferShapes(Rule):
@@ -97,7 +72,7 @@ def _fill(proto: onnx.GraphProto, graph: ir.Graph, nodes: Iterable[ir.Node]) -> 
                 continue
             made.add(value)
             tensor = value.const_value
-            if tensor is not None and tensor.size <= _SHAPE_ELEMENTS:
+            if tensor is not None and tensor.size <= SHAPE_ELEMENTS:
                 proto.initializer.append(ir.serde.serialize_tensor(tensor))
                 proto.initializer[-1].name = value.name
             elif value.dtype is not None and value.shape is not None:
@@ -111,6 +86,8 @@ def _fill(proto: onnx.GraphProto, graph: ir.Graph, nodes: Iterable[ir.Node]) -> 
             for output, source in _SHAPED_LIKE.get(f"{node.domain}::{node.op_type}", {}).items():
                 if output < len(node.outputs):
                     proto.node.append(_stand_in("Identity", node.inputs[source], node.outputs[output]))
+        elif (gather := _counted(node)) is not None:
+            proto.node.extend(_counted_stand_in(gather, node.outputs[0]))
         elif not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
             proto.node.append(ir.serde.serialize_node(node))
 
@@ -149,63 +126,45 @@ def _set(value: ir.Value | None, info: onnx.ValueInfoProto) -> None:
         )
 
 
-def _fold_sizes(graph: ir.Graph) -> None:
-    """Replaces what picks known sizes out of a shape, or fills a small one, by constants."""
-    for node in list(graph):
-        sizes = _picked(node)
-        if sizes is None:
-            sizes = _filled(node)
-        output = node.outputs[0]
-        if sizes is None or output.is_graph_output():
-            continue
-        constant = rewriting.initializer(graph, f"{output.name}_known", sizes)
-        output.replace_all_uses_with(constant)
-
-
-def _filled(node: ir.Node) -> npt.NDArray[Any] | None:
-    """Returns what a ConstantOfShape makes of a known small shape, which folding constants leaves alone."""
-    shape = rewriting.constant(node.inputs[0]) if node.op_type == "ConstantOfShape" else None
-    if node.domain or shape is None or shape.prod() > _SHAPE_ELEMENTS:
+def _counted(node: ir.Node) -> ir.Node | None:
+    """Returns the Gather that takes the limit of ``range(0, size, 1)`` out of a shape; None for other nodes."""
+    if node.op_type != "Range" or node.domain:
         return None
-    value = node.attributes.get("value")
-    return np.full(shape, value.as_tensor().numpy().reshape(()) if value is not None else np.float32(0))
+    start, step = (constant(node.inputs[index]) for index in (0, 2))
+    counts = start is not None and step is not None and start.item() == 0 and step.item() == 1
+    return _gathered(node.inputs[1]) if counts and node.outputs[0].dtype is not None else None
 
 
-def _fold_targets(graph: ir.Graph) -> None:
-    """Gives a Reshape a constant for its shape where that is known but for one size: 0 copies, -1 is what is left."""
-    for node in list(graph):
-        source, target = (*node.inputs, None, None)[:2]
-        result = node.outputs[0].shape
-        if node.op_type != "Reshape" or node.domain or rewriting.constant(target) is not None or result is None:
-            continue
-        if source is None or source.shape is None or node.attributes.get_int("allowzero", 0) == 1:
-            continue
-        sizes = [_target(size, source.shape, axis) for axis, size in enumerate(result)]
-        if sizes.count(-1) <= 1:
-            constant = rewriting.initializer(graph, f"{node.outputs[0].name}_shape", np.array(sizes, np.int64))
-            node.replace_input_with(1, constant)
+def _counted_stand_in(gather: ir.Node, made: ir.Value) -> list[onnx.NodeProto]:
+    """Returns nodes that inference sees through: of a range's length it knows nothing, of a filled shape it does."""
+    shape, index = gather.inputs
+    assert shape is not None and shape.name and made.name and made.dtype is not None
+    at, size = f"{made.name}_at", f"{made.name}_size"
+    place = onnx.helper.make_tensor("place", onnx.TensorProto.INT64, [1], [int(constant(index).item())])
+    number = onnx.helper.make_tensor("number", made.dtype, [1], [0])
+    return [
+        onnx.helper.make_node("Constant", [], [at], value=place),
+        onnx.helper.make_node("Gather", [shape.name, at], [size]),
+        onnx.helper.make_node("ConstantOfShape", [size], [made.name], value=number),
+    ]
 
 
-def _target(size: int | ir.SymbolicDim, source: ir.Shape, axis: int) -> int:
-    if isinstance(size, int):
-        return size
-    return 0 if size.value is not None and axis < len(source) and source[axis] == size else -1
+def _gathered(value: ir.Value | None) -> ir.Node | None:
+    """Returns the Gather that took the one number that a value holds out of a shape."""
+    while (moved := producer(value, "Unsqueeze", "Squeeze", "Cast")) is not None:
+        value = moved.inputs[0]
+    gather = producer(value, "Gather")
+    index = constant(gather.inputs[1]) if gather is not None else None
+    from_shape = gather is not None and producer(gather.inputs[0], "Shape") is not None
+    return gather if from_shape and index is not None and index.size == 1 else None
 
 
-def _picked(node: ir.Node) -> npt.NDArray[np.int64] | None:
-    """Returns what a Gather or Slice takes out of a Shape; None where it is another node or the sizes are not known."""
-    shape = rewriting.producer(node.inputs[0], "Shape") if node.op_type in ("Gather", "Slice") else None
-    source = shape.inputs[0] if shape is not None else None
-    arguments = [rewriting.constant(value) for value in node.inputs[1:]]
-    if node.domain or source is None or source.shape is None or any(argument is None for argument in arguments):
+def size_held(value: ir.Value | None) -> int | ir.SymbolicDim | None:
+    """Returns the size of an axis that a value of one number holds; None where it is not known to hold one."""
+    gather = _gathered(value)
+    shape = producer(gather.inputs[0], "Shape") if gather is not None else None
+    if gather is None or shape is None or shape.inputs[0] is None or shape.inputs[0].shape is None:
         return None
-    assert shape is not None
-    sizes = np.array([size if isinstance(size, int) else -1 for size in source.shape], np.int64)
-    sizes = sizes[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(sizes))]
-    if node.op_type == "Gather":
-        picked = sizes[arguments[0]]
-    else:
-        first, last = (int(argument[0]) for argument in arguments[:2])
-        step = int(arguments[3][0]) if len(arguments) > 3 else 1
-        picked = sizes[first:last:step]
-    return np.asarray(picked) if (picked >= 0).all() else None
+    sizes = shape.inputs[0].shape
+    first, last = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", len(sizes))
+    return sizes[first:last][int(constant(gather.inputs[1]).item())]
