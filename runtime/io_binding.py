@@ -16,6 +16,7 @@ from typing import Any
 
 from rocline.errors import InputError, RoclineError
 from rocline.runtime import capture as graphs
+from rocline.runtime import forks
 from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import (
     Lent,
@@ -69,7 +70,7 @@ class Binding:
         self._arena = session.arena
         self._handovers = -1
         self._graph: graphs.Graph | None = None
-        self.closed = False
+        self.closed = self._forked = False
         self._ort = OrtBinding(session.ort, session.memory, self._device.device_id)
         self._run_ort, self._io, self._options = session.ort.run_with_iobinding, self._ort.io, session.run_options
         try:
@@ -149,6 +150,10 @@ class Binding:
                 raise RoclineError(f"{self._path}: inputs {names}: the runs are captured, write to the buffers")
             self._wait(ready)
             self._bind(inputs)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: refuses every use from now on."""
+        self._forked = True
 
     def close(self) -> None:
         """Lets go of the buffers, in the order of the stream: what is queued goes on. A second call does nothing."""
@@ -232,6 +237,8 @@ class Binding:
             self._arena.drop_graph(graph)
 
     def _check_open(self) -> None:
+        if self._forked:
+            raise RoclineError(f"{self._path}: {forks.REFUSAL}")
         if self.closed or self._stream.closed:
             raise RoclineError(f"{self}: closed" if self.closed else f"{self}: the stream is closed")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rocline.errors import InputError, RoclineError
-from rocline.runtime import onnx_file, ort_session, probe
+from rocline.runtime import forks, onnx_file, ort_session, probe
 from rocline.runtime import options as session_options
 from rocline.runtime.bindable import Bindable
 from rocline.runtime.bound_tensors import in_buffers
@@ -114,6 +114,9 @@ class Session:
         self._host: Lane | None = None
         self._memory = next((row for row in started.providers if row.takes_user_stream), CPU).device
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+        self._forked = False
+        if started.providers != [CPU]:
+            forks.watch(self)
         notes = [_WIDENED] if started.plan.widen else []
         # A session that can be captured frees that memory from the host.
         staging = started.lane is not None and started.capture is not None
@@ -323,6 +326,14 @@ class Session:
             if self._lane is not None and not self._lane.stream.closed:
                 self._lane.stream.synchronize()
 
+    def leave_to_parent(self) -> None:
+        """In a forked process: refuses every use from now on, and never frees ONNX Runtime's session."""
+        session, self._ort, self._forked = self._ort, None, True
+        if session is not None:
+            forks.keep(session._sess)
+        for binding in list(self._bindings):
+            binding.leave_to_parent()
+
     def _free(self, session: "onnxruntime.InferenceSession") -> None:
         """Drops ONNX Runtime's session, which uses the stream until it is gone: no closed binding may keep it."""
         ort_session.free(session)
@@ -352,6 +363,8 @@ class Session:
 
     def _opened(self) -> "onnxruntime.InferenceSession":
         session = self._ort
+        if self._forked:
+            raise RoclineError(f"{self._path}: {forks.REFUSAL}")
         if session is None:
             raise RoclineError(f"{self._path}: the session is closed")
         return session

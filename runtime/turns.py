@@ -7,14 +7,16 @@ allocates.
 """
 
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from rocline.runtime.devices.driver import Driver
 
-_registry = threading.Lock()
+_registry = threading.RLock()
 _turns: "weakref.WeakSet[threading.RLock]" = weakref.WeakSet()
 
 
@@ -48,3 +50,14 @@ def alone(driver: Driver) -> Iterator[None]:
             stack.enter_context(turn)
         stack.enter_context(driver.lock)
         yield
+
+
+def _forked() -> None:
+    """In a forked process the other threads, which may have had the locks, do not exist."""
+    locks: list[Any] = [_registry, *_turns]
+    for lock in locks:
+        if not lock._is_owned():
+            lock._at_fork_reinit()
+
+
+os.register_at_fork(after_in_child=_forked)

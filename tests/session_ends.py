@@ -1,6 +1,8 @@
 """Programs on how sessions and bindings end: closed while other threads use them, dropped, or with the process."""
 
 import gc
+import os
+import signal
 import threading
 
 import numpy as np
@@ -154,6 +156,51 @@ def sessions_are_left_open(bench):
     bound = session.bind({"x": (4, 8), "shape": np.array([8, 4])})
     bound.run()
     bench.left = [session, bound, bound.outputs["y"]]
+
+
+def said(use):
+    try:
+        use()
+    except RoclineError as error:
+        return str(error)
+    return ""
+
+
+@program
+def a_forked_process_leaves_sessions_alone(bench):
+    """With runs queued, and a turn that another thread had: each use says so at once, and the end waits for nothing."""
+    session, cpu = both(bench, models.chain())
+    x, taken, done = random(4, 32), threading.Event(), threading.Event()
+
+    def hold():
+        with session.held():
+            taken.set()
+            done.wait()
+
+    with session.bind({"x": x}) as bound:
+        for _ in range(20):
+            bound.run()
+        y = bound.outputs["y"]
+        thread = threading.Thread(target=hold)
+        thread.start()
+        taken.wait()
+        child = os.fork()
+        if not child:
+            # Ends a child that hangs, in its own uses or in ONNX Runtime's destructor.
+            signal.alarm(60)
+            status = 1
+            try:
+                for use in (bound.run, bound.synchronize, y.numpy, lambda: session.run({"x": x}), session.bind):
+                    assert "before this process was forked" in said(use), use
+                bound.close()
+                bench.close()
+                status = 0
+            finally:
+                os._exit(status)
+        done.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        close_to(y.numpy(), cpu.run({"x": x})["y"])
 
 
 @program
