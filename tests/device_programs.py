@@ -272,7 +272,7 @@ def a_forked_process_says_so(device):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         np.testing.assert_array_equal(buffer.numpy(), numbers(0))
         return
-    signal.alarm(30)
+    signal.alarm(60)
     said = [message(use) for use in (buffer.numpy, device.create_stream, device.close)]
     os._exit(not all("was in use before this process was forked" in text for text in said))
 

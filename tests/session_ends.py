@@ -31,7 +31,7 @@ def closed_while_a_run_waits_for_its_outputs(bench):
     def view(original, copy):
         thread = threading.Thread(target=session.close)
         thread.start()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive(), "closing waits for the run's reader"
         return original(copy)
 
@@ -69,7 +69,7 @@ def closed_while_onnxruntime_runs(bench):
         got = session.run(feeds)
     finally:
         undo()
-        thread.join(30)
+        thread.join(60)
     assert still_open == [True]
     assert stream.closed
     close_to(got["y"], cpu.run(feeds)["y"])

@@ -55,7 +55,7 @@ def contents(wheel):
 
 
 def run(python, *arguments):
-    return subprocess.run([python, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([python, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_holds_every_module_and_recipe(wheel):

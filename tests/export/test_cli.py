@@ -53,7 +53,7 @@ def test_export_says_what_it_did(tmp_path):
     (tmp_path / "bert" / "README.md").write_text("---\nlicense: mit\n---\n")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "rocline", "export", "bert", "out", "--external-data", "--target", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=600)
     assert re.fullmatch(r"out: [\d.]+ MB, .*e-0\d from PyTorch at most \(bound \de-0\d\), [\d.]+ s\n", done.stdout)
     stages = [line for line in done.stderr.splitlines() if re.match(r" *\d+\.\d s  ", line)]
     assert [stage.split(" s  ")[1].split()[0] for stage in stages] == [

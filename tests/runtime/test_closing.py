@@ -46,7 +46,7 @@ class ClosedMeanwhile:
 def test_closing_waits_for_a_binding_that_is_made(session):
     tensor = ClosedMeanwhile(session)
     bound = session.bind({"x": tensor})
-    tensor.closing.join(10)
+    tensor.closing.join(60)
     assert tensor.waits
     assert bound.closed, "a binding that the session does not know would use it after its end"
 
@@ -55,7 +55,7 @@ def test_closing_waits_for_inputs_that_are_bound(session):
     tensor = ClosedMeanwhile(session)
     bound = session.bind({"x": X})
     bound.set_inputs({"x": tensor})
-    tensor.closing.join(10)
+    tensor.closing.join(60)
     assert (tensor.waits, bound.closed) == (True, True)
 
 
@@ -63,7 +63,7 @@ def test_a_run_that_comes_too_late_says_so(session, monkeypatch):
     run = onnxruntime.InferenceSession.run
 
     def late(*arguments):
-        close_elsewhere(session).join(10)
+        close_elsewhere(session).join(60)
         return run(*arguments)
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", late)
@@ -79,7 +79,7 @@ def test_two_threads_close_and_others_share_the_stream_on(session):
         for thread in closing:
             thread.start()
         for thread in closing:
-            thread.join(10)
+            thread.join(60)
         assert not lane.stream.closed
     assert lane.stream.closed
 
@@ -116,7 +116,7 @@ def test_threads_use_what_is_closed(tmp_path):
             thread.start()
         session.close()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
     assert wrong == []
 

@@ -27,7 +27,7 @@ def waits(action, device):
     with alone(device.driver):
         thread.start()
         held_up = not done.wait(0.2)
-    thread.join(10)
+    thread.join(60)
     assert done.is_set(), "it goes on afterwards"
     return held_up
 
@@ -73,7 +73,7 @@ def test_a_run_that_began_is_waited_for(device):
     def run():
         with turn:
             running.set()
-            may_end.wait(10)
+            may_end.wait(60)
             order.append("run")
 
     def capture():
@@ -82,13 +82,13 @@ def test_a_run_that_began_is_waited_for(device):
 
     threads = [threading.Thread(target=run), threading.Thread(target=capture)]
     threads[0].start()
-    assert running.wait(10)
+    assert running.wait(60)
     threads[1].start()
     threads[1].join(0.2)
     assert order == []
     may_end.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert order == ["run", "capture"]
 
 
@@ -106,7 +106,7 @@ def test_two_captures_take_turns(device):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert (len(most), max(most)) == (150, 1)
     del turns
@@ -142,7 +142,7 @@ def test_a_capture_that_waited_for_another_is_not_collected_either(device):
         thread.start()
         thread.join(0.2)
         assert off == []
-    thread.join(10)
+    thread.join(60)
     assert off == [True]
     assert gc.isenabled()
 
@@ -157,7 +157,7 @@ def test_an_interrupt_leaves_no_turn_taken():
         raise Interrupt
 
     def free():
-        found = turn.acquire(timeout=5)
+        found = turn.acquire(timeout=60)
         free_again.append(found)
         if found:
             turn.release()
