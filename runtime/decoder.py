@@ -1,6 +1,7 @@
 """What a decoder-only model offers whatever its KV cache is like: tokens in, logits of the last one out."""
 
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,12 +46,14 @@ class Decoding(ABC):
     Attributes:
         tokens: the ids in the cache, oldest first.
         room: most tokens that the cache can take; None where it grows.
+        turn: held during each run, and while the cache is freed, which another thread may do.
     """
 
     room: int | None = None
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.turn = threading.RLock()
 
     @abstractmethod
     def extend(self, tokens: Sequence[int]) -> None:

@@ -81,40 +81,42 @@ class GrowingDecoding(Decoding):
 
     def close(self) -> None:
         """Frees the cache; a second call does nothing."""
-        self._cache.clear()
-        self._binding = None
+        with self.turn:
+            self._cache.clear()
+            self._binding = None
 
     def _nothing(self) -> "dict[str, OrtValue]":
         return {name: self._value(zero) for name, zero in self._decoder.empty_cache.items()}
 
     def _run(self, tokens: Sequence[int], wanted: list[str]) -> "list[OrtValue]":
-        decoder, binding = self._decoder, self._binding
-        if binding is None:
-            raise RoclineError(f"{decoder.interface.folder}: the text's cache is closed")
-        interface = decoder.interface
-        start = len(self.tokens)
-        end = start + len(tokens)
-        ids = {
-            "input_ids": np.array([tokens], np.int64),
-            "attention_mask": np.ones((1, end), np.int64),
-            "position_ids": np.arange(start, end, dtype=np.int64)[None],
-        }
-        fed = {name: self._value(ids[name]) for name in interface.tokens} | self._cache
-        # A binding looks into its session, which another thread may close between two runs.
-        with decoder.session.held() as session:
-            for name, value in fed.items():
-                binding.bind_ortvalue_input(name, value)
-            # Bound anew each time: an output keeps its buffer otherwise, and the next one is larger.
-            binding.clear_binding_outputs()
-            for name in wanted:
-                binding.bind_output(name, "cpu")
-            for name in interface.present.values():
-                binding.bind_output(name, decoder.device, decoder.device_id)
-            try:
-                session.run_with_iobinding(binding, self._options)
-            except Exception as error:
-                raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
-            outputs: list[OrtValue] = binding.get_outputs()
-        self._cache = dict(zip(interface.present, outputs[len(wanted) :], strict=True))
-        self.tokens += tokens
-        return outputs
+        with self.turn:
+            decoder, binding = self._decoder, self._binding
+            if binding is None:
+                raise RoclineError(f"{decoder.interface.folder}: the text's cache is closed")
+            interface = decoder.interface
+            start = len(self.tokens)
+            end = start + len(tokens)
+            ids = {
+                "input_ids": np.array([tokens], np.int64),
+                "attention_mask": np.ones((1, end), np.int64),
+                "position_ids": np.arange(start, end, dtype=np.int64)[None],
+            }
+            fed = {name: self._value(ids[name]) for name in interface.tokens} | self._cache
+            # A binding looks into its session, which another thread may close between two runs.
+            with decoder.session.held() as session:
+                for name, value in fed.items():
+                    binding.bind_ortvalue_input(name, value)
+                # Bound anew each time: an output keeps its buffer otherwise, and the next one is larger.
+                binding.clear_binding_outputs()
+                for name in wanted:
+                    binding.bind_output(name, "cpu")
+                for name in interface.present.values():
+                    binding.bind_output(name, decoder.device, decoder.device_id)
+                try:
+                    session.run_with_iobinding(binding, self._options)
+                except Exception as error:
+                    raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
+                outputs: list[OrtValue] = binding.get_outputs()
+            self._cache = dict(zip(interface.present, outputs[len(wanted) :], strict=True))
+            self.tokens += tokens
+            return outputs

@@ -41,13 +41,19 @@ class PrefixCache:
         if not self._taken.acquire(blocking=False):
             raise InputError("cache: another stream is using it, expected one stream at a time: finish or close that")
         try:
-            if self._text is not None and self._text.room is not None and self._text.room < room:
-                room = max(room, 2 * self._text.room)
+            text = self._text
+            if text is not None and text.room is not None and text.room < room:
+                room = max(room, 2 * text.room)
                 self._forget()
-            if self._text is None:
-                self._text = self.decoder.start(room)
-            self._text.rewind(_shared(self._text.tokens, prompt))
-            yield self._text
+            text = self._text
+            if text is None:
+                text = self._text = self.decoder.start(room)
+            if self._closed:
+                # Another thread closed it while it began.
+                self._forget()
+                raise RoclineError("cache: closed")
+            text.rewind(_shared(text.tokens, prompt))
+            yield text
         finally:
             self._taken.release()
 
@@ -65,9 +71,9 @@ class PrefixCache:
         self.close()
 
     def _forget(self) -> None:
-        if self._text is not None:
-            self._text.close()
-            self._text = None
+        text, self._text = self._text, None
+        if text is not None:
+            text.close()
 
 
 def _shared(old: Sequence[int], prompt: Sequence[int]) -> int:

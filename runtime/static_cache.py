@@ -97,11 +97,12 @@ class StaticDecoding(Decoding):
 
     def close(self) -> None:
         """Frees the cache; a second call does nothing."""
-        for binding in self._bindings.values():
-            binding.close()
-        for buffer in self._cache.values():
-            buffer.close()
-        self._head.close()
+        with self.turn:
+            for binding in self._bindings.values():
+                binding.close()
+            for buffer in self._cache.values():
+                buffer.close()
+            self._head.close()
 
     def _run(self, tokens: Sequence[int], output: str) -> NDArray[Any]:
         """Adds ``tokens`` and returns ``output``, which the next run may overwrite."""
@@ -109,18 +110,19 @@ class StaticDecoding(Decoding):
         end = start + count
         if end > self.room:
             raise InputError(f"{folder}: {end} tokens, expected at most the cache's {self.room}")
-        bound = self._bindings.get((count, output)) or self._bind(count, output)
-        bound.inputs["input_ids"].copy_from(np.array([tokens], np.int64), stream=self._stream)
-        bound.inputs["position_ids"].copy_from(np.arange(start, end)[None], stream=self._stream)
-        try:
-            bound.run()
-        except RoclineError as error:
-            message = f"{error}, at token {end}"
-            raise self._head.explain(message, end) or RoclineError(message) from error
-        buffer = bound.outputs[output]
-        result = buffer.array if self._device.kind == "cpu" else buffer.numpy()
-        self.tokens += tokens
-        return result
+        with self.turn:
+            bound = self._bindings.get((count, output)) or self._bind(count, output)
+            bound.inputs["input_ids"].copy_from(np.array([tokens], np.int64), stream=self._stream)
+            bound.inputs["position_ids"].copy_from(np.arange(start, end)[None], stream=self._stream)
+            try:
+                bound.run()
+            except RoclineError as error:
+                message = f"{error}, at token {end}"
+                raise self._head.explain(message, end) or RoclineError(message) from error
+            buffer = bound.outputs[output]
+            result = buffer.array if self._device.kind == "cpu" else buffer.numpy()
+            self.tokens += tokens
+            return result
 
     def _bind(self, count: int, output: str) -> Binding:
         """Binds everything for runs of ``count`` tokens that give ``output``."""

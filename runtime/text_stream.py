@@ -1,5 +1,7 @@
 """The decode loop: an answer as a stream of text pieces."""
 
+import inspect
+import threading
 import time
 from collections.abc import Generator as PythonGenerator
 from collections.abc import Iterator, Sequence
@@ -69,12 +71,14 @@ class _Progress:
     reused_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    stopped: bool = False
 
 
 class TextStream(Iterator[str]):
     """The pieces of an answer as they become certain; together they are exactly ``result().text``.
 
     Leaving it early is fine: ``close()``, the end of a ``with`` block or dropping the last reference frees its cache.
+    Several threads may share it: each piece goes to one of them.
 
     Attributes:
         prompt_tokens: how many ids the prompt is.
@@ -90,6 +94,7 @@ class TextStream(Iterator[str]):
     ) -> None:
         self.prompt_tokens = len(prompt)
         self._text: list[str] = []
+        self._turn = threading.RLock()
         # The decode loop knows its progress, not this object: without a cycle the last reference frees the cache.
         self._progress = _Progress([])
         room = len(prompt) + plan.max_new_tokens
@@ -107,9 +112,10 @@ class TextStream(Iterator[str]):
         return self._progress.finish_reason
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._text.append(piece)
-        return piece
+        with self._turn:
+            piece = next(self._pieces)
+            self._text.append(piece)
+            return piece
 
     def result(self) -> Generation:
         """Returns the answer; generates what is still missing.
@@ -133,8 +139,15 @@ class TextStream(Iterator[str]):
         )
 
     def close(self) -> None:
-        """Stops generating and frees the KV cache; a second call does nothing."""
-        self._pieces.close()
+        """Stops generating and frees the KV cache; a second call does nothing.
+
+        Another thread that generates ends with the run of the model that it is in, which is waited for.
+        """
+        self._progress.stopped = True
+        with self._turn:
+            # A signal's handler may come in the midst of a piece, which ends by itself then.
+            if inspect.getgeneratorstate(self._pieces) != inspect.GEN_RUNNING:
+                self._pieces.close()
 
     def __enter__(self) -> "TextStream":
         return self
@@ -161,9 +174,11 @@ def _decode(
     begin = time.perf_counter()
     with cache as text:
         progress.reused_tokens = len(text.tokens)
-        rest = _prefill(text, prompt, plan.prefill_chunk)
+        rest = _prefill(text, prompt, plan.prefill_chunk, progress)
         sampler = Sampler(plan.sampling, prompt)
         while True:
+            if progress.stopped:
+                return
             token = text.choose(rest, sampler)
             progress.tokens.append(token)
             elapsed = time.perf_counter() - begin
@@ -191,10 +206,10 @@ def _decode(
         yield piece
 
 
-def _prefill(text: Decoding, prompt: Sequence[int], chunk: int) -> Sequence[int]:
+def _prefill(text: Decoding, prompt: Sequence[int], chunk: int, progress: _Progress) -> Sequence[int]:
     """Adds what ``text`` lacks of the prompt but for the last ``chunk`` tokens or fewer, and returns those."""
     start = len(text.tokens)
-    while len(prompt) - start > chunk:
+    while len(prompt) - start > chunk and not progress.stopped:
         text.extend(prompt[start : start + chunk])
         start += chunk
     return prompt[start:]

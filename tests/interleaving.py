@@ -20,14 +20,15 @@ class Switch:
     """Runs ``first`` for some lines, then ``second`` until it ends or waits for a lock, then whoever can go on.
 
     Attributes:
-        lines: how many lines ``first`` ran in all.
+        came_between: whether ``first`` was that long.
         outcomes: what each returned, or the exception.
     """
 
     now = None
 
     def __init__(self, first, second, after):
-        self.lines, self.outcomes = 0, [None, None]
+        self.came_between, self.outcomes = False, [None, None]
+        self._lines = 0
         self._after, self._ended, self._waits = after, [False, False], [False, False]
         self._gates = [threading.Semaphore(0), threading.Semaphore(0)]
         threads = [threading.Thread(target=self._run, args=pair, daemon=True) for pair in enumerate((first, second))]
@@ -76,12 +77,15 @@ class Switch:
 
     def _line(self, frame, event, argument):
         if event == "line":
-            self.lines += 1
-            if self.lines == self._after and not self._ended[1]:
+            self._lines += 1
+            if self._lines == self._after:
+                self.came_between = True
                 self._hand_over(0)
         return self._line
 
     def _hand_over(self, number):
+        if self._ended[1 - number]:
+            return
         self._gates[1 - number].release()
         self._gates[number].acquire()
 
@@ -112,13 +116,14 @@ class _Lock:
         self.release()
 
 
-def use_locks(monkeypatch):
-    """Lets the runtime's locks hand over; what is made from now on has such locks."""
+def use_locks(monkeypatch, *modules):
+    """Lets the runtime's locks hand over, those of ``modules`` too; what is made from now on has such locks."""
 
     class Threading:
         RLock = staticmethod(lambda: _Lock(threading.RLock()))
 
-    monkeypatch.setattr(turns, "threading", Threading)
+    for module in (turns, *modules):
+        monkeypatch.setattr(module, "threading", Threading)
     monkeypatch.setattr(turns, "_registry", _Lock(threading.Lock()))
     monkeypatch.setattr(startup, "_sharing", _Lock(threading.RLock()))
     monkeypatch.setattr(devices.driver("cpu"), "lock", _Lock(threading.RLock()))
@@ -127,11 +132,16 @@ def use_locks(monkeypatch):
         monkeypatch.setattr(made_once, "lock", _Lock(threading.RLock()))
 
 
-def interleaved(make, first, second):
-    """Yields the two outcomes, and what ``make`` gave them, for each line of ``first`` at which ``second`` may come."""
-    lines, after = 1, 1
-    while after <= lines:
+def interleaved(make, first, second, *, step=1):
+    """Yields the two outcomes, and what ``make`` gave them, for each line of ``first`` at which ``second`` may come.
+
+    Of a long ``first`` only every ``step``-th line is tried.
+    """
+    after = 1
+    while True:
         world = make()
         switch = Switch(lambda world=world: first(world), lambda world=world: second(world), after)
-        lines, after = switch.lines, after + 1
         yield world, *switch.outcomes
+        if not switch.came_between:
+            return
+        after += step
