@@ -1,8 +1,7 @@
 // ONNX Runtime's C ABI as far as custom operators need it, declared by ourselves: no wheel ships the headers.
 //
 // The function table (OrtApi) only grows at its end, so a slot keeps its index for ever; upstream holds that with
-// static_asserts of its own.  abi_check.cc compares every index and layout below with the real headers when the build
-// is given ONNXRUNTIME_INCLUDE_DIR.
+// static_asserts of its own.
 #pragma once
 #include <cstddef>
 #include <cstdint>

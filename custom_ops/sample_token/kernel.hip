@@ -271,7 +271,7 @@ ROCLINE_DEVICE void ranks(const Parameters& parameters, u64* workspace, i64* tok
 
   const bool cuts = settings.top_k || settings.top_p < kWholeP;
   if (cuts) histogram.clear(kFirst);
-each_four(row.ranks(), [&](Bytes16& four, Bytes16* at) {
+  each_four(row.ranks(), [&](Bytes16& four, Bytes16* at) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (four.word[k] == 0) {
