@@ -59,8 +59,9 @@ class Stream(Closing):
 
     def record(self) -> "Event":
         """Returns an event that stands for all that was queued so far."""
-        self.check_open()
         with self.queueing():
+            # Held from here on, no other thread closes it.
+            self.check_open()
             return self.device.record(self.handle)
 
     def wait(self, other: "Event | Stream") -> None:
@@ -77,13 +78,15 @@ class Stream(Closing):
         if other.device.kind != self.device.kind:
             raise DeviceError(f"{self}: cannot wait for {other}, which is on a device of another kind")
         if isinstance(other, Event):
-            other.check_open()
             with self.queueing():
+                self.check_open()
+                other.check_open()
                 self.device.driver.wait_event(self.handle, other.handle)
             return
         # An event is recorded on its own device; where it can, this one lends it, since the other may be closed.
         device = self.device if self.device.same_as(other.device) else other.device
         with other.queueing():
+            self.check_open()
             if other.closed:
                 return
             with device.record(other.handle) as event, self.queueing():

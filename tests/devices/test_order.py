@@ -10,6 +10,7 @@ from fake_driver import CUDA, FakeDriver
 
 from rocline import DeviceError
 from rocline.runtime.devices.storage import Storage
+from rocline.runtime.devices.streams import Stream
 
 
 @pytest.fixture
@@ -227,6 +228,26 @@ def test_a_stream_is_not_destroyed_while_another_thread_uses_it(driver, device, 
     {"wait": lambda: one.wait(two), "trim": device.pool.trim, "let go": taken.close}[use]()
     closing.join()
     assert two.closed
+
+
+@pytest.mark.parametrize("use", [Stream.record, lambda one: one.wait(one.other), lambda one: one.wait(one.event)])
+def test_a_stream_that_another_thread_closed_just_before_is_left_alone(driver, streams, monkeypatch, use):
+    one, one.other = streams[:2]
+    one.event = one.other.record()
+    queueing = Stream.queueing
+
+    def closed_before(self):
+        closing = threading.Thread(target=one.close)
+        closing.start()
+        closing.join()
+        return queueing(self)
+
+    monkeypatch.setattr(Stream, "queueing", closed_before)
+    driver.log.clear()
+    with pytest.raises(DeviceError, match="closed"):
+        use(one)
+    assert ("destroy_stream", one.handle) in driver.log
+    assert [entry[:2] for entry in driver.log if entry[0] in ("record", "wait") and entry[1] == one.handle] == []
 
 
 def test_host_memory_may_change_once_a_copy_is_queued(device, streams):
