@@ -310,10 +310,13 @@ class Binding:
                 self._outputs[name] = own
 
     def _capture(self) -> bool:
-        """The first run, alone on the device, captured if that can be; False if another thread was first."""
+        """The first run, alone on the device, captured if that can be; False if another thread was first.
+
+        Also where one waits for the stream, which a capture would break: the next run tries again.
+        """
         with alone(self._driver):
             self._prepare()
-            if not self._try_capture:
+            if not self._try_capture or self._stream.awaited:
                 return False
             self._try_capture, self.uncaptured = False, "the first run failed"
             inputs, outputs = list(self._inputs.values()), list(self._outputs.values())

@@ -144,6 +144,47 @@ def a_capture_that_is_interrupted(bench):
 
 
 @program
+def a_wait_of_another_thread(bench):
+    """It puts the capture off until the next run, or waits for its end."""
+    path = bench.save(models.chain())
+    session, cpu = bench.session(path, options={"graph_capture": True}), bench.cpu(path)
+    x, waiting, go_on = random(4, 32), threading.Event(), threading.Event()
+    wanted = cpu.run({"x": x})["y"]
+    wait, begin = GpuDriver.synchronize_stream, GpuDriver.begin_capture
+    waiters = [threading.Thread(target=session.stream.synchronize) for _ in range(2)]
+
+    def slow_wait(self, stream):
+        if threading.current_thread() is waiters[0]:
+            waiting.set()
+            go_on.wait(60)
+        wait(self, stream)
+
+    def begin_while_another_waits(self, stream):
+        begin(self, stream)
+        waiters[1].start()
+        waiters[1].join(0.2)
+        assert waiters[1].is_alive()
+
+    GpuDriver.synchronize_stream, GpuDriver.begin_capture = slow_wait, begin_while_another_waits
+    try:
+        with session.bind({"x": x}) as bound:
+            waiters[0].start()
+            assert waiting.wait(60)
+            bound.run()
+            assert not bound.captured
+            assert not bound.uncaptured
+            go_on.set()
+            waiters[0].join(60)
+            bound.inputs["x"].copy_from(x, stream=session.stream)
+            bound.run()
+            assert bound.captured, bound.uncaptured
+            close_to(bound.outputs["y"].numpy(), wanted)
+            waiters[1].join(60)
+    finally:
+        GpuDriver.synchronize_stream, GpuDriver.begin_capture = wait, begin
+
+
+@program
 def threads_run_while_another_captures(bench):
     """Runs, copies and allocations of other threads keep out of a graph, and do not break it."""
     path = bench.save(models.chain())

@@ -63,6 +63,8 @@ class Device(Closing):
         self.staging = Staging(driver, device_id)
         self._events: set[int] = set()
         self._idle_events: deque[int] = deque()
+        # Changed without a lock: an item for each thread that waits for one.
+        self._kept_events: list[int] = []
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._users: weakref.WeakSet[Closing] = weakref.WeakSet()
         self._closing = False
@@ -174,8 +176,8 @@ class Device(Closing):
         # Each step is tried even where one before it fails.
         with contextlib.ExitStack() as last_first:
             last_first.callback(self._at_exit.detach)
-            last_first.callback(setattr, self, "closed", True)
             last_first.callback(self._destroy_events)
+            last_first.callback(self._end)
             last_first.callback(self.pool.close)
             last_first.callback(self.staging.close)
             for stream in streams:
@@ -208,8 +210,8 @@ class Device(Closing):
 
     def record(self, stream: int) -> Event:
         """Returns an event that stands for all that was queued so far on a stream of this device, by its handle."""
-        self.check_open()
         with self.driver.lock:
+            self.check_open()
             try:
                 handle = self._idle_events.pop()
             except IndexError:
@@ -226,11 +228,22 @@ class Device(Closing):
         """Takes back an event; what waits for it already goes on waiting for what it stood for."""
         self._idle_events.append(handle)
 
+    def keep_event(self, handle: int) -> None:
+        """Leaves an event undestroyed until `let_go_of_event`, even if this is closed: a thread waits for it."""
+        self._kept_events.append(handle)
+
+    def let_go_of_event(self, handle: int) -> None:
+        """Ends one `keep_event`."""
+        self._kept_events.remove(handle)
+        if self.closed:
+            self._destroy_events()
+
     def _destroy_events(self) -> None:
         # Those that are lent out too: an event of a closed device is closed.
-        with contextlib.ExitStack() as each:
-            while self._events:
-                each.callback(self.driver.destroy_event, self._events.pop())
+        with self.driver.lock, contextlib.ExitStack() as each:
+            for handle in self._events.difference(self._kept_events):
+                self._events.remove(handle)
+                each.callback(self.driver.destroy_event, handle)
 
 
 def _filled(made: Buffer, fill: Callable[[], None]) -> Buffer:

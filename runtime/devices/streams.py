@@ -27,6 +27,8 @@ class Stream(Closing):
     def __init__(self, device: "Device", handle: int, *, owned: bool) -> None:
         self.device, self.handle, self.owned = device, handle, owned
         self._null = handle in _NULL and not device.driver.host_memory
+        # One item for each thread that waits, and first of all one for whoever closes this; the last taken destroys it.
+        self._uses = [True]
         self.closed = False
         device.close_with(self)
 
@@ -41,14 +43,25 @@ class Stream(Closing):
         return f"stream {self.handle:#x} on {self.device}"
 
     def synchronize(self) -> None:
-        """Waits until all that was queued is done.
+        """Waits until all that was queued is done; first for the end of a graph capture, which it would break.
 
         Raises:
             DeviceError: something that was queued failed, or the stream is closed.
         """
-        self.check_open()
-        with self._current():
-            self.device.driver.synchronize_stream(self.handle)
+        driver = self.device.driver
+        with driver.lock:
+            self.check_open()
+            self._uses.append(False)
+        try:
+            with self._current():
+                driver.synchronize_stream(self.handle)
+        finally:
+            self._let_go()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a thread is in `synchronize`; who holds the driver's lock knows that no other begins to be."""
+        return len(self._uses) > 1
 
     def queueing(self) -> AbstractContextManager[Any]:
         """Returns what is held while work is queued here, from ordering it until it is queued: the driver's lock.
@@ -102,6 +115,10 @@ class Stream(Closing):
 
     def _close(self, alone: AbstractContextManager[Any]) -> None:
         driver = self.device.driver
+        with alone:
+            if self.closed:
+                return
+            self._uses.append(False)
         try:
             with self._current():
                 driver.synchronize_stream(self.handle)
@@ -112,9 +129,13 @@ class Stream(Closing):
         finally:
             with alone:
                 # Who holds the lock and has found it open may use it until then.
-                before, self.closed = self.closed, True
-            if self.owned and not before:
-                driver.destroy_stream(self.handle)
+                first = self._end()
+            for _ in range(1 + first):
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._uses.pop() and self.owned:
+            self.device.driver.destroy_stream(self.handle)
 
     def _current(self) -> AbstractContextManager[None]:
         return self.device.driver.on(self.device.device_id) if self._null else contextlib.nullcontext()
@@ -149,8 +170,8 @@ class Event(Closing):
     @property
     def done(self) -> bool:
         """Whether all that it stands for is done; never waits."""
-        self.check_open()
-        return self.device.driver.event_done(self.handle)
+        with self._kept():
+            return self.device.driver.event_done(self.handle)
 
     def synchronize(self) -> None:
         """Waits until all that it stands for is done.
@@ -158,10 +179,20 @@ class Event(Closing):
         Raises:
             DeviceError: something that it stands for failed, or the event is closed.
         """
-        self.check_open()
-        self.device.driver.synchronize_event(self.handle)
+        with self._kept():
+            self.device.driver.synchronize_event(self.handle)
 
     def close(self) -> None:
         """Gives the event back; streams that wait for it already go on waiting. A second call does nothing."""
         if self._end() and self._owned:
             self.device.give_back_event(self.handle)
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keeps the runtime's event while the block runs, whoever closes the device."""
+        self.device.keep_event(self.handle)
+        try:
+            self.check_open()
+            yield
+        finally:
+            self.device.let_go_of_event(self.handle)

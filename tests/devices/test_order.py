@@ -10,7 +10,6 @@ from fake_driver import CUDA, FakeDriver
 
 from rocline import DeviceError
 from rocline.runtime.devices.storage import Storage
-from rocline.runtime.devices.streams import Stream
 
 
 @pytest.fixture
@@ -205,49 +204,6 @@ def test_no_other_thread_gets_between_ordering_and_queueing(driver, device, stre
     use(buffer, other, one)
     intruder.join()
     assert [entry[0] for entry in driver.log if entry[0] in ("copy", "fill", "wait")][-1] == "wait"
-
-
-@pytest.mark.parametrize("use", ["wait", "trim", "let go"])
-def test_a_stream_is_not_destroyed_while_another_thread_uses_it(driver, device, streams, use):
-    one, two, _ = streams
-    buffer = device.upload(np.arange(4.0), stream=two)
-    if use == "trim":
-        buffer.close()
-    taken = device.from_dlpack(device.allocate(1000, stream=two), stream=two)
-    closing = threading.Thread(target=two.close)
-    enter = driver._enter
-
-    def close_in_between(call, *details):
-        if call in ("record", "synchronize_stream") and not closing.ident:
-            closing.start()
-            closing.join(0.1)
-            assert two.handle in driver.live["streams"], "it is used next"
-        enter(call, *details)
-
-    driver._enter = close_in_between
-    {"wait": lambda: one.wait(two), "trim": device.pool.trim, "let go": taken.close}[use]()
-    closing.join()
-    assert two.closed
-
-
-@pytest.mark.parametrize("use", [Stream.record, lambda one: one.wait(one.other), lambda one: one.wait(one.event)])
-def test_a_stream_that_another_thread_closed_just_before_is_left_alone(driver, streams, monkeypatch, use):
-    one, one.other = streams[:2]
-    one.event = one.other.record()
-    queueing = Stream.queueing
-
-    def closed_before(self):
-        closing = threading.Thread(target=one.close)
-        closing.start()
-        closing.join()
-        return queueing(self)
-
-    monkeypatch.setattr(Stream, "queueing", closed_before)
-    driver.log.clear()
-    with pytest.raises(DeviceError, match="closed"):
-        use(one)
-    assert ("destroy_stream", one.handle) in driver.log
-    assert [entry[:2] for entry in driver.log if entry[0] in ("record", "wait") and entry[1] == one.handle] == []
 
 
 def test_host_memory_may_change_once_a_copy_is_queued(device, streams):
