@@ -10,11 +10,14 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rocline.runtime.devices.driver import Driver
+
+# Seconds to wait for one lock while others are held; then all are given back.
+_PATIENCE = 0.5
 
 _registry = threading.RLock()
 _turns: "weakref.WeakSet[threading.RLock]" = weakref.WeakSet()
@@ -38,18 +41,34 @@ def alone(driver: Driver) -> Iterator[None]:
 
     The caller must hold no turn.
     """
-    with ExitStack() as stack:
-        # First, so that one capture leaves the collector off until the next has turned it off.
-        stack.enter_context(_registry)
-        # A session that the collector finds would be closed in this very thread, in the midst of the block.
-        if gc.isenabled():
-            gc.disable()
-            stack.callback(gc.enable)
-        # Always in the same order, so that two captures cannot wait for each other.
-        for turn in sorted(_turns, key=id):
-            stack.enter_context(turn)
-        stack.enter_context(driver.lock)
-        yield
+    late: threading.RLock | None = None
+    while True:
+        with ExitStack() as stack:
+            # With nothing held, since who holds one may be waiting for another: to close a session in the midst of
+            # another's run, say, as the collector does.
+            if late is not None:
+                stack.enter_context(late)
+            # First of the rest, so that one capture leaves the collector off until the next has turned it off.
+            late = _missing(stack, [_registry])
+            if late is not None:
+                continue
+            # A session that the collector finds would be closed in this very thread, in the midst of the block.
+            if gc.isenabled():
+                gc.disable()
+                stack.callback(gc.enable)
+            late = _missing(stack, [*sorted(_turns, key=id), driver.lock])
+            if late is None:
+                yield
+                return
+
+
+def _missing(stack: ExitStack, locks: "Iterable[threading.RLock]") -> "threading.RLock | None":
+    """Takes locks, which ``stack`` gives back, and returns the first that does not come; None if all did."""
+    for lock in locks:
+        if not lock.acquire(timeout=_PATIENCE):
+            return lock
+        stack.callback(lock.release)
+    return None
 
 
 def _forked() -> None:

@@ -5,6 +5,7 @@ Locks of the runtime hand over where they would wait, so nothing here depends on
 
 import sys
 import threading
+import weakref
 from functools import cached_property
 from pathlib import Path
 
@@ -94,13 +95,13 @@ class _Lock:
     def __init__(self, lock):
         self._lock = lock
 
-    def acquire(self, blocking=True):
+    def acquire(self, blocking=True, timeout=-1):
         while not self._lock.acquire(blocking=False):
             if not blocking:
                 return False
             number = Switch.now.number() if Switch.now else None
             if number is None:
-                return self._lock.acquire()
+                return self._lock.acquire(timeout=timeout)
             Switch.now.wait(number)
         return True
 
@@ -124,6 +125,8 @@ def use_locks(monkeypatch, *modules):
 
     for module in (turns, *modules):
         monkeypatch.setattr(module, "threading", Threading)
+    # Those of other tests stay as they are, and what is left of these is out of their way.
+    monkeypatch.setattr(turns, "_turns", weakref.WeakSet())
     monkeypatch.setattr(turns, "_registry", _Lock(threading.Lock()))
     monkeypatch.setattr(startup, "_sharing", _Lock(threading.RLock()))
     monkeypatch.setattr(devices.driver("cpu"), "lock", _Lock(threading.RLock()))

@@ -112,6 +112,32 @@ def test_two_captures_take_turns(device):
     del turns
 
 
+def test_who_has_a_turn_may_take_another_while_a_capture_waits_for_the_first(device):
+    """As the collector does where it closes a session in the midst of another's run."""
+    taken_first, taken_last = sorted((new_turn(), new_turn()), key=id)
+    captured = []
+
+    def capture():
+        with alone(device.driver):
+            captured.append(True)
+
+    thread = threading.Thread(target=capture)
+    with taken_last:
+        thread.start()
+        while thread.is_alive() and taken_first.acquire(blocking=False):
+            taken_first.release()
+        assert taken_first.acquire(timeout=60)
+        taken_first.release()
+        assert captured == []
+    thread.join(60)
+    assert captured == [True]
+
+
+def test_waits_for_a_stream_wait(device):
+    """One on the stream that is captured would break that."""
+    assert waits(device.create_stream().synchronize, device)
+
+
 def test_the_capturing_thread_may_allocate(device):
     stream = device.create_stream()
     with alone(device.driver):
