@@ -1,6 +1,7 @@
 """Text embeddings: one vector a text, as sentence-transformers computes them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,17 +58,20 @@ class Embedder:
     ) -> None:
         self._batch_tokens = whole_number("batch_tokens", batch_tokens, 1)
         self._session = Session(model, providers, strict=strict, device_id=device_id, options=options)
-        folder = self._session.folder
-        self._input_names = tuple(spec.name for spec in self._session.inputs)
-        unknown = [name for name in self._input_names if name not in _INPUTS]
-        if unknown:
-            raise ModelError(f"{folder}: inputs {', '.join(unknown)} are unknown, expected {', '.join(_INPUTS)}")
-        self._output = self._find_output()
-        self._tokenizer = TextTokenizer(folder)
-        self.config = SentenceConfig.read(folder)
-        size = self._output.shape[-1]
-        vectors = 1 if self._output.name == _POOLED else len(self.config.modes)
-        self.hidden = size * vectors if isinstance(size, int) else self.embed([""]).shape[1]
+        with ExitStack() as unless_made:
+            unless_made.callback(self._session.close)
+            folder = self._session.folder
+            self._input_names = tuple(spec.name for spec in self._session.inputs)
+            unknown = [name for name in self._input_names if name not in _INPUTS]
+            if unknown:
+                raise ModelError(f"{folder}: inputs {', '.join(unknown)} are unknown, expected {', '.join(_INPUTS)}")
+            self._output = self._find_output()
+            self._tokenizer = TextTokenizer(folder)
+            self.config = SentenceConfig.read(folder)
+            size = self._output.shape[-1]
+            vectors = 1 if self._output.name == _POOLED else len(self.config.modes)
+            self.hidden = size * vectors if isinstance(size, int) else self.embed([""]).shape[1]
+            unless_made.pop_all()
 
     @property
     def report(self) -> Report:

@@ -1,6 +1,7 @@
 """Text generation with decoder-only models, in the caller's thread."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -94,20 +95,23 @@ class Generator:
         capacity = None if capacity is None else whole_number("capacity", capacity, 1)
         prefill_chunk = whole_number("prefill_chunk", prefill_chunk, 1)
         self._session = Session(model, providers, strict=strict, device_id=device_id, options=options)
-        folder = self._session.folder
-        self.config = GenerationConfig.read(folder)
-        context = self.config.context_length
-        if capacity is not None and context is not None and capacity > context:
-            raise InputError(f"capacity is {capacity}, expected at most the model's context of {context} tokens")
-        self._capacity = capacity
-        interface = Interface.read(self._session)
-        self._decoder: Decoder = (
-            StaticDecoder(self._session, interface, capacity, context)
-            if interface.static
-            else GrowingDecoder(self._session, interface, device_id)
-        )
-        self.prefill_chunk = prefill_chunk
-        self.tokenizer = TextTokenizer(folder)
+        with ExitStack() as unless_made:
+            unless_made.callback(self._session.close)
+            folder = self._session.folder
+            self.config = GenerationConfig.read(folder)
+            context = self.config.context_length
+            if capacity is not None and context is not None and capacity > context:
+                raise InputError(f"capacity is {capacity}, expected at most the model's context of {context} tokens")
+            self._capacity = capacity
+            interface = Interface.read(self._session)
+            self._decoder: Decoder = (
+                StaticDecoder(self._session, interface, capacity, context)
+                if interface.static
+                else GrowingDecoder(self._session, interface, device_id)
+            )
+            self.prefill_chunk = prefill_chunk
+            self.tokenizer = TextTokenizer(folder)
+            unless_made.pop_all()
 
     @property
     def report(self) -> Report:
