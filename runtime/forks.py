@@ -1,7 +1,7 @@
-"""A forked process leaves what its parent has open on a GPU as it is: neither used nor destroyed.
+"""A forked process leaves the sessions of its parent as they are: none is destroyed, and on a GPU none is used.
 
-The GPU's runtime does not live on there. Its calls, those in the destructor of ONNX Runtime's session too, may wait for
-ever for threads that the process lacks.
+The GPU's runtime does not live on there. Its calls, and the destructor of every session of ONNX Runtime, may wait for
+ever for threads that the process lacks, or crash: with ONNX Runtime 1.31 that of one on the CPU does.
 """
 
 import ctypes
@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 
 class Leaving(Protocol):
-    """Something on a GPU."""
+    """Something that a forked process inherits."""
 
     def leave_to_parent(self) -> None:
-        """Called in a forked process at once: refuses every use from then on, and destroys nothing."""
+        """Called in a forked process at once: refuses uses that cannot be from then on, and destroys nothing."""
 
 
 REFUSAL = (

@@ -114,9 +114,8 @@ class Session:
         self._host: Lane | None = None
         self._memory = next((row for row in started.providers if row.takes_user_stream), CPU).device
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
-        self._forked = False
-        if started.providers != [CPU]:
-            forks.watch(self)
+        self._on_gpu, self._forked = started.providers != [CPU], False
+        forks.watch(self)
         notes = [_WIDENED] if started.plan.widen else []
         # A session that can be captured frees that memory from the host.
         staging = started.lane is not None and started.capture is not None
@@ -327,12 +326,13 @@ class Session:
                 self._lane.stream.synchronize()
 
     def leave_to_parent(self) -> None:
-        """In a forked process: refuses every use from now on, and never frees ONNX Runtime's session."""
-        session, self._ort, self._forked = self._ort, None, True
-        if session is not None:
-            forks.keep(session._sess)
-        for binding in list(self._bindings):
-            binding.leave_to_parent()
+        """In a forked process: never frees ONNX Runtime's session, and on a GPU refuses every use from now on."""
+        if self._ort is not None:
+            forks.keep(self._ort._sess)
+        if self._on_gpu:
+            self._ort, self._forked = None, True
+            for binding in list(self._bindings):
+                binding.leave_to_parent()
 
     def _free(self, session: "onnxruntime.InferenceSession") -> None:
         """Drops ONNX Runtime's session, which uses the stream until it is gone: no closed binding may keep it."""

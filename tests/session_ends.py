@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import traceback
 
 import numpy as np
 import onnxruntime
@@ -195,6 +196,8 @@ def a_forked_process_leaves_sessions_alone(bench):
                 bound.close()
                 bench.close()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         done.set()
