@@ -15,7 +15,7 @@ from rocline.runtime.providers import resolve
 from rocline.runtime.session import Session
 
 if TYPE_CHECKING:
-    from onnxruntime import OrtValue
+    from onnxruntime import IOBinding, OrtValue
 
 
 class GrowingDecoder(Decoder):
@@ -102,21 +102,31 @@ class GrowingDecoding(Decoding):
                 "position_ids": np.arange(start, end, dtype=np.int64)[None],
             }
             fed = {name: self._value(ids[name]) for name in interface.tokens} | self._cache
-            # A binding looks into its session, which another thread may close between two runs.
-            with decoder.session.held() as session:
-                for name, value in fed.items():
-                    binding.bind_ortvalue_input(name, value)
-                # Bound anew each time: an output keeps its buffer otherwise, and the next one is larger.
-                binding.clear_binding_outputs()
-                for name in wanted:
-                    binding.bind_output(name, "cpu")
-                for name in interface.present.values():
-                    binding.bind_output(name, decoder.device, decoder.device_id)
-                try:
-                    session.run_with_iobinding(binding, self._options)
-                except Exception as error:
-                    raise RoclineError(f"{interface.folder}: run failed at token {end}: {essence(error)}") from error
-                outputs: list[OrtValue] = binding.get_outputs()
+            outputs = self._run_bound(binding, fed, wanted, end)
             self._cache = dict(zip(interface.present, outputs[len(wanted) :], strict=True))
             self.tokens += tokens
+            return outputs
+
+    def _run_bound(
+        self, binding: "IOBinding", fed: "dict[str, OrtValue]", wanted: list[str], end: int
+    ) -> "list[OrtValue]":
+        """Returns what is wanted, and the cache, which stays where it is computed."""
+        decoder = self._decoder
+        # A binding looks into its session, which another thread may close between two runs.
+        with decoder.session.held() as session:
+            for name, value in fed.items():
+                binding.bind_ortvalue_input(name, value)
+            # Bound anew each time: an output keeps its buffer otherwise, and the next one is larger.
+            binding.clear_binding_outputs()
+            for name in wanted:
+                binding.bind_output(name, "cpu")
+            for name in decoder.interface.present.values():
+                binding.bind_output(name, decoder.device, decoder.device_id)
+            try:
+                session.run_with_iobinding(binding, self._options)
+            except Exception as error:
+                raise RoclineError(
+                    f"{decoder.interface.folder}: run failed at token {end}: {essence(error)}"
+                ) from error
+            outputs: list[OrtValue] = binding.get_outputs()
             return outputs

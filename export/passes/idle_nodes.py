@@ -38,7 +38,8 @@ class IdleReshapes(Rule):
         """Counts what it removed; shapes are inferred again, since those behind it are better known now."""
         removed = 0
         for node in list(model.graph.all_nodes()):
-            if not node.domain and (_same_shape(node) or _cuts_nothing(node)):
+            idle = _IDLE.get(node.op_type) if not node.domain else None
+            if idle is not None and idle(node):
                 assert node.inputs[0] is not None
                 replace(node.outputs[0], node.inputs[0])
                 removed += 1
@@ -48,7 +49,7 @@ class IdleReshapes(Rule):
 
 
 def _same_shape(reshape: ir.Node) -> bool:
-    before, after = reshape.inputs[0] if reshape.op_type == "Reshape" else None, reshape.outputs[0]
+    before, after = reshape.inputs[0], reshape.outputs[0]
     if before is None or before.shape is None or after.shape is None or after.is_graph_output():
         return False
     return reshapes_to(after.shape, before.shape)
@@ -56,7 +57,7 @@ def _same_shape(reshape: ir.Node) -> bool:
 
 def _cuts_nothing(slice_: ir.Node) -> bool:
     """Tells whether one axis is sliced from its start to its size, as masks are to the number of keys."""
-    if slice_.op_type != "Slice" or len(slice_.inputs) < 4 or slice_.outputs[0].is_graph_output():
+    if len(slice_.inputs) < 4 or slice_.outputs[0].is_graph_output():
         return False
     source, start, stop, *rest = slice_.inputs
     first, axis, step = (constant(value) for value in (start, *rest, None)[:3])
@@ -65,6 +66,9 @@ def _cuts_nothing(slice_: ir.Node) -> bool:
         return False
     size = shapes.size_held(stop)
     return size is not None and same_size(size, source.shape[int(axis.item())])
+
+
+_IDLE = {"Reshape": _same_shape, "Slice": _cuts_nothing}
 
 
 def _same_type(cast: ir.Node, source: ir.Value) -> bool:

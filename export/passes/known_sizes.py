@@ -82,14 +82,11 @@ def _target(size: int | ir.SymbolicDim, source: ir.Shape, axis: int) -> int:
 
 def _picked(node: ir.Node) -> npt.NDArray[np.int64] | None:
     """Returns what a Gather or Slice takes out of a Shape; None where it is another node or the sizes are not known."""
-    shape = producer(node.inputs[0], "Shape") if node.op_type in ("Gather", "Slice") else None
-    source = shape.inputs[0] if shape is not None else None
+    read = shapes.sizes_read(node.inputs[0]) if node.op_type in ("Gather", "Slice") else None
     arguments = [constant(value) for value in node.inputs[1:]]
-    if node.domain or source is None or source.shape is None or any(argument is None for argument in arguments):
+    if node.domain or read is None or any(argument is None for argument in arguments):
         return None
-    assert shape is not None
-    sizes = np.array([size if isinstance(size, int) else -1 for size in source.shape], np.int64)
-    sizes = sizes[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(sizes))]
+    sizes = np.array([size if isinstance(size, int) else -1 for size in read], np.int64)
     if node.op_type == "Gather":
         picked = sizes[arguments[0]]
     else:

@@ -162,9 +162,15 @@ def _gathered(value: ir.Value | None) -> ir.Node | None:
 def size_held(value: ir.Value | None) -> int | ir.SymbolicDim | None:
     """Returns the size of an axis that a value of one number holds; None where it is not known to hold one."""
     gather = _gathered(value)
-    shape = producer(gather.inputs[0], "Shape") if gather is not None else None
-    if gather is None or shape is None or shape.inputs[0] is None or shape.inputs[0].shape is None:
+    sizes = sizes_read(gather.inputs[0]) if gather is not None else None
+    return sizes[int(constant(gather.inputs[1]).item())] if gather is not None and sizes is not None else None
+
+
+def sizes_read(value: ir.Value | None) -> list[int | ir.SymbolicDim] | None:
+    """Returns the sizes that a Shape gives as ``value``; None for what another node gives, or where none is known."""
+    shape = producer(value, "Shape")
+    source = shape.inputs[0] if shape is not None else None
+    if shape is None or source is None or source.shape is None:
         return None
-    sizes = shape.inputs[0].shape
-    first, last = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", len(sizes))
-    return sizes[first:last][int(constant(gather.inputs[1]).item())]
+    sizes = list(source.shape)
+    return sizes[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(sizes))]

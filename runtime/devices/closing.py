@@ -1,12 +1,44 @@
-"""What is open until it is closed."""
+"""What is open until it is closed, and who still uses it."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from rocline.errors import DeviceError
 
 Self = TypeVar("Self", bound="Closing")
+Legacy = TypeVar("Legacy")
+
+
+class Holders(Generic[Legacy]):
+    """Who holds something: whoever makes this first of all, and others for a while. The last gets the legacy.
+
+    Counted without a lock, since the collector may drop a holder in the midst of any line.
+
+    Args:
+        legacy: what the last holder needs in order to end it.
+    """
+
+    def __init__(self, legacy: Legacy) -> None:
+        # One item a holder; who takes the first of them is the last.
+        self._items: list[Legacy | None] = [legacy]
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return len(self._items) > 1
+
+    def hold(self) -> bool:
+        """Counts one more; False, and none more, if the last one let go before."""
+        self._items.append(None)
+        if self._items[0] is not None:
+            return True
+        self._items.pop()
+        return False
+
+    def let_go(self) -> Legacy | None:
+        """Counts one less; the legacy if that was the last."""
+        return self._items.pop()
 
 
 class Closing(ABC):

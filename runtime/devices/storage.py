@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rocline.runtime.devices.closing import Holders
+
 if TYPE_CHECKING:
     from rocline.runtime.devices.device import Device
     from rocline.runtime.devices.streams import Stream
@@ -35,9 +37,7 @@ class Storage:
         self.writer = stream
         self.readers: set[Stream] = set()
         self.strangers = False
-        # One item a holder, counted without a lock, since the collector may drop a buffer in the midst of any line. The
-        # first is who made this; who takes that one is the last.
-        self._holders: list[Callable[[Storage], None] | None] = [release]
+        self._holders = Holders(release)
 
     @property
     def streams(self) -> "set[Stream]":
@@ -46,15 +46,11 @@ class Storage:
 
     def hold(self) -> bool:
         """Counts one more holder; False, and none more, if the last one let go before."""
-        self._holders.append(None)
-        if self._holders[0] is not None:
-            return True
-        self._holders.pop()
-        return False
+        return self._holders.hold()
 
     def let_go(self) -> None:
         """Counts one holder less; the memory goes back with the last one."""
-        release = self._holders.pop()
+        release = self._holders.let_go()
         if release is not None:
             release(self)
 

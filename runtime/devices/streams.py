@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from rocline.errors import DeviceError
-from rocline.runtime.devices.closing import Closing
+from rocline.runtime.devices.closing import Closing, Holders
 
 if TYPE_CHECKING:
     from rocline.runtime.devices.device import Device
@@ -27,8 +27,8 @@ class Stream(Closing):
     def __init__(self, device: "Device", handle: int, *, owned: bool) -> None:
         self.device, self.handle, self.owned = device, handle, owned
         self._null = handle in _NULL and not device.driver.host_memory
-        # One item for each thread that waits, and first of all one for whoever closes this; the last taken destroys it.
-        self._uses = [True]
+        # Whoever closes this, and threads that wait.
+        self._holders = Holders(handle)
         self.closed = False
         device.close_with(self)
 
@@ -51,7 +51,7 @@ class Stream(Closing):
         driver = self.device.driver
         with driver.lock:
             self.check_open()
-            self._uses.append(False)
+            self._holders.hold()
         try:
             with self._current():
                 driver.synchronize_stream(self.handle)
@@ -61,7 +61,7 @@ class Stream(Closing):
     @property
     def awaited(self) -> bool:
         """Whether a thread is in `synchronize`; who holds the driver's lock knows that no other begins to be."""
-        return len(self._uses) > 1
+        return self._holders.several
 
     def queueing(self) -> AbstractContextManager[Any]:
         """Returns what is held while work is queued here, from ordering it until it is queued: the driver's lock.
@@ -110,15 +110,14 @@ class Stream(Closing):
 
         A stream of another library is waited for, not destroyed.
         """
-        if not self.closed:
-            self._close(self.device.driver.lock)
+        self._close(self.device.driver.lock)
 
     def _close(self, alone: AbstractContextManager[Any]) -> None:
         driver = self.device.driver
         with alone:
             if self.closed:
                 return
-            self._uses.append(False)
+            self._holders.hold()
         try:
             with self._current():
                 driver.synchronize_stream(self.handle)
@@ -134,7 +133,8 @@ class Stream(Closing):
                 self._let_go()
 
     def _let_go(self) -> None:
-        if self._uses.pop() and self.owned:
+        last = self._holders.let_go() is not None
+        if last and self.owned:
             self.device.driver.destroy_stream(self.handle)
 
     def _current(self) -> AbstractContextManager[None]:

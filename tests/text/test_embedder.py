@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import real_models
@@ -5,7 +7,7 @@ import small_models
 from onnx import helper
 from sentence_transformers import SentenceTransformer
 
-from rocline import Embedder
+from rocline import Embedder, Generator, Session
 from rocline.errors import InputError, ModelError, RoclineError
 
 SENTENCES = [
@@ -134,3 +136,22 @@ def test_a_model_that_needs_other_inputs_is_refused(tmp_path):
     folder = with_tokenizer(tmp_path, small_models.matmul())
     with pytest.raises(ModelError, match="inputs x are unknown, expected input_ids"):
         Embedder(folder)
+
+
+@pytest.mark.parametrize("kind", [Embedder, Generator])
+def test_what_cannot_be_made_leaves_no_session_open(kind, tmp_path, monkeypatch):
+    path = small_models.save(small_models.matmul(), tmp_path)
+    opened = []
+
+    class Watched(Session):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            opened.append(self)
+
+    monkeypatch.setattr(sys.modules[kind.__module__], "Session", Watched)
+    with pytest.raises(RoclineError) as kept:
+        kind(path)
+    (session,) = opened
+    with pytest.raises(RoclineError, match="the session is closed"):
+        _ = session.ort
+    assert kept.value.__traceback__ is not None, "nothing was merely dropped"
